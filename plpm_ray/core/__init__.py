@@ -1,0 +1,1 @@
+"""What every other room stands on: pages, configs, errors, storage, feature specs, the registry."""

@@ -1,0 +1,365 @@
+"""What the features are (schema), how raw ones are held, and the fitted encoder that turns them into model input.
+
+The *values* are computed in `plpm_ray.data.features` (batch and online, bit for bit the same); here stands only what
+they are called, and the spec fitted on the training window that travels in every bundle.
+
+Shapes: B rows, N numeric features, F categorical features, S sequences of T steps (newest first).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from plpm_ray.core.errors import BundleError, DataError
+
+RECENT_STEPS = 8
+WINDOW_DAYS = (7, 30)
+PAGE_WINDOW_DAYS = (7, 14)
+HISTORY_DAYS = 30
+ColumnKind = Literal["numeric", "categorical"]
+
+_TODAY = ("today_entries", "today_use_s", "today_switches", "today_views")
+_LAST = ("since_exit_s", "last_use_s", "last_landing_dwell_s")
+_GENERAL = ("entries", "active_days", "use_s", "views")
+_CALENDAR = ("hour", "weekday", "last_exit_page", "last_landing_page")
+_SEQUENCES = ("recent_landing", "recent_use_s")
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """Names and order of every raw feature of a dataset.
+
+    Attributes:
+        pages: page names; per-page features are called `<stem>.<page>`.
+        context: context column -> kind; its feature is `context.<column>`, known at entry.
+        profile: profile column -> kind; its feature is `profile.<column>`.
+    """
+
+    pages: tuple[str, ...]
+    context: Mapping[str, ColumnKind] = field(default_factory=dict)
+    profile: Mapping[str, ColumnKind] = field(default_factory=dict)
+
+    @property
+    def numeric(self) -> tuple[str, ...]:
+        """(N,) numeric feature names, in column order of `RawFeatures.numeric`."""
+        general = [f"{stem}_{days}d" for days in WINDOW_DAYS for stem in _GENERAL]
+        per_page = [f"{stem}.{page}" for stem in self.page_stems for page in self.pages]
+        return (*_TODAY, *_LAST, *general, *per_page, *self._extra("numeric"))
+
+    @property
+    def page_stems(self) -> tuple[str, ...]:
+        """Stems of the per-page numeric features, each followed by K columns in page order."""
+        windows = [f"page_{what}_{days}d" for days in PAGE_WINDOW_DAYS for what in ("dwell_s", "entries")]
+        return ("today_page_dwell_s", "today_page_entries", "today_landings", *windows)
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        """(F,) categorical feature names."""
+        return (*_CALENDAR, *self._extra("categorical"))
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """(S,) sequence names, each RECENT_STEPS long, newest first."""
+        return _SEQUENCES
+
+    def _extra(self, kind: ColumnKind) -> list[str]:
+        pairs = [("context", self.context), ("profile", self.profile)]
+        return [f"{source}.{name}" for source, columns in pairs for name, k in columns.items() if k == kind]
+
+    def page_columns(self, stem: str) -> slice:
+        """Columns of `RawFeatures.numeric` that hold a per-page stem for all K pages."""
+        start = self.numeric.index(f"{stem}.{self.pages[0]}")
+        return slice(start, start + len(self.pages))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"pages": list(self.pages), "context": dict(self.context), "profile": dict(self.profile)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
+        return cls(tuple(data["pages"]), dict(data["context"]), dict(data["profile"]))
+
+
+@dataclass
+class RawFeatures:
+    """Raw features of B rows, in natural units.
+
+    Attributes:
+        schema: what the columns are.
+        numeric: (B, N) float32; NaN = missing.
+        categorical: name -> (B,) integers (-1 = missing) or strings (object array or Arrow string array; None = missing).
+        sequences: name -> (B, T) float32, newest first; NaN = no such session.
+    """
+
+    schema: FeatureSchema
+    numeric: np.ndarray
+    categorical: dict[str, Any]
+    sequences: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.numeric)
+
+    def column(self, name: str) -> np.ndarray:
+        """(B,) one numeric feature by name."""
+        return self.numeric[:, self.schema.numeric.index(name)]
+
+    def per_page(self, stem: str) -> np.ndarray:
+        """(B, K) a per-page stem, for example `page_entries_14d`."""
+        return self.numeric[:, self.schema.page_columns(stem)]
+
+    def take(self, rows: np.ndarray) -> RawFeatures:
+        """The rows at the given positions (or a boolean mask)."""
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        cats = {k: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index] for k, v in self.categorical.items()}
+        return RawFeatures(self.schema, self.numeric[index], cats, {k: v[index] for k, v in self.sequences.items()})
+
+    def to_columns(self) -> dict[str, pa.Array]:
+        """Arrow columns for storage: `x_numeric` (FixedSizeList<float>), `cat:<name>`, `seq:<name>`."""
+        columns: dict[str, pa.Array] = {"x_numeric": _packed(self.numeric)}
+        for name, values in self.categorical.items():
+            columns[f"cat:{name}"] = values if isinstance(values, pa.Array) else _category_column(values)
+        for name, values in self.sequences.items():
+            columns[f"seq:{name}"] = _packed(values)
+        return columns
+
+    @classmethod
+    def from_table(cls, schema: FeatureSchema, table: pa.Table) -> RawFeatures:
+        """Inverse of `to_columns`.
+
+        Raises:
+            DataError: the table was written under another schema.
+        """
+        needed = ["x_numeric", *(f"cat:{c}" for c in schema.categorical), *(f"seq:{s}" for s in schema.sequences)]
+        lacking = [name for name in needed if name not in table.column_names]
+        if lacking:
+            raise DataError(f"the table lacks feature column {lacking[0]!r}", hint="build the features again with this schema")
+        numeric = unpack(table["x_numeric"])
+        if numeric.shape[1] != len(schema.numeric):
+            raise DataError(
+                f"x_numeric is {numeric.shape[1]} wide, the schema has {len(schema.numeric)} numeric features",
+                hint="build the features again with this schema",
+            )
+        cats: dict[str, Any] = {}
+        for name in schema.categorical:
+            column = table[f"cat:{name}"].combine_chunks()
+            cats[name] = column if pa.types.is_string(column.type) else column.to_numpy(zero_copy_only=False)
+        return cls(schema, numeric, cats, {s: unpack(table[f"seq:{s}"]) for s in schema.sequences})
+
+
+def _packed(values: np.ndarray) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def unpack(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """FixedSizeList<float> column -> (B, width) float32, without a copy when it is one chunk."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+
+
+def _category_column(values: np.ndarray) -> pa.Array:
+    if values.dtype.kind in "iu":
+        return pa.array(values.astype(np.int32))
+    return pa.array(values, type=pa.string())
+
+
+@dataclass
+class Encoded:
+    """Model input of B rows: dense (B, N) float32, cat (B, F) int32, and what was asked for besides.
+
+    `bins` (B, N) int32: bin of each numeric feature, 0 = missing. `sequences` name -> (B, T) float32, scaled, 0 = none;
+    `recent_landing` keeps page positions + 1 (0 = none).
+    """
+
+    dense: np.ndarray
+    cat: np.ndarray
+    bins: np.ndarray | None = None
+    sequences: dict[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The fitted encoder: vocabularies, bins and scales found on the training window only.
+
+    numeric: z = (sign(x) log(1 + |x|) - mean) / std, missing -> 0. categorical: position in the vocabulary + 1, unknown
+    or missing -> 0. bins: position among quantile edges + 1, missing -> 0.
+    """
+
+    schema: FeatureSchema
+    mean: np.ndarray
+    std: np.ndarray
+    edges: tuple[np.ndarray, ...]
+    vocabularies: tuple[tuple[Any, ...], ...]
+
+    @property
+    def n_dense(self) -> int:
+        return len(self.mean)
+
+    @property
+    def cat_sizes(self) -> tuple[int, ...]:
+        """(F,) number of codes of each categorical feature, the unknown code 0 included."""
+        return tuple(len(v) + 1 for v in self.vocabularies)
+
+    @property
+    def bin_sizes(self) -> tuple[int, ...]:
+        """(N,) number of bins of each numeric feature, the missing bin 0 included."""
+        return tuple(len(e) + 2 for e in self.edges)
+
+    def encode(self, raw: RawFeatures, *, bins: bool = False, sequences: bool = False) -> Encoded:
+        """Raw features -> model input.
+
+        Raises:
+            BundleError: the features belong to another schema than the one fitted.
+        """
+        if raw.schema.numeric != self.schema.numeric or raw.schema.categorical != self.schema.categorical:
+            raise BundleError(
+                "the features do not fit the bundle: other pages, context or profile columns",
+                hint="use tables and entries of the dataset that the bundle was trained on",
+            )
+        dense = squash(raw.numeric)
+        dense -= self.mean
+        dense /= self.std
+        np.nan_to_num(dense, copy=False, nan=0.0)
+        cat = np.empty((len(raw), len(self.vocabularies)), dtype=np.int32)
+        for j, name in enumerate(self.schema.categorical):
+            cat[:, j] = _codes(raw.categorical[name], self.vocabularies[j])
+        return Encoded(dense, cat, self._bins(raw.numeric) if bins else None, self._sequences(raw) if sequences else None)
+
+    def _bins(self, numeric: np.ndarray) -> np.ndarray:
+        out = np.empty(numeric.shape, dtype=np.int32)
+        for j, edges in enumerate(self.edges):
+            out[:, j] = np.searchsorted(edges, numeric[:, j], side="right") + 1
+        out[np.isnan(numeric)] = 0
+        return out
+
+    def _sequences(self, raw: RawFeatures) -> dict[str, np.ndarray]:
+        landing = np.nan_to_num(raw.sequences["recent_landing"] + 1, nan=0.0)
+        use = raw.sequences["recent_use_s"]
+        j = self.schema.numeric.index("last_use_s")
+        return {
+            "recent_landing": landing.astype(np.float32),
+            "recent_use_s": np.nan_to_num((squash(use) - self.mean[j]) / self.std[j], nan=0.0),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form; `from_dict` gives an equal spec."""
+        return {
+            "schema": self.schema.to_dict(),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "edges": [e.tolist() for e in self.edges],
+            "vocabularies": [list(v) for v in self.vocabularies],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureSpec:
+        return cls(
+            FeatureSchema.from_dict(data["schema"]),
+            np.asarray(data["mean"], dtype=np.float32),
+            np.asarray(data["std"], dtype=np.float32),
+            tuple(np.asarray(e, dtype=np.float32) for e in data["edges"]),
+            tuple(tuple(v) for v in data["vocabularies"]),
+        )
+
+
+def squash(values: np.ndarray) -> np.ndarray:
+    """sign(x) log(1 + |x|) as float32; a new array. NaN stays NaN."""
+    out = np.abs(values, dtype=np.float32) if values.dtype == np.float32 else np.abs(values).astype(np.float32)
+    np.log1p(out, out=out)
+    return np.copysign(out, values, out=out)
+
+
+def _codes(values: Any, vocabulary: Sequence[Any]) -> np.ndarray:
+    if not vocabulary:
+        return np.zeros(len(values), dtype=np.int32)
+    if isinstance(vocabulary[0], str):
+        array = values if isinstance(values, pa.Array) else pa.array(values, type=pa.string())
+        found = pc.index_in(array, value_set=pa.array(vocabulary, type=pa.string()))
+        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
+    keys = np.asarray(vocabulary)
+    values = np.asarray(values)
+    order = np.argsort(keys)
+    position = np.searchsorted(keys[order], values).clip(max=len(keys) - 1)
+    hit = keys[order][position] == values
+    return np.where(hit, order[position] + 1, 0).astype(np.int32)
+
+
+class SpecFitter:
+    """Collects what a FeatureSpec needs, bucket by bucket; mergeable, so that buckets are scanned in parallel."""
+
+    def __init__(self, schema: FeatureSchema, *, max_bins: int = 16, max_vocabulary: int = 1000, sample_rows: int = 20_000):
+        self.schema = schema
+        self.max_bins = max_bins
+        self.max_vocabulary = max_vocabulary
+        self.sample_rows = sample_rows
+        n = len(schema.numeric)
+        self.count = np.zeros(n)
+        self.total = np.zeros(n)
+        self.square = np.zeros(n)
+        self.samples: list[np.ndarray] = []
+        self.counters: list[Counter[Any]] = [Counter() for _ in schema.categorical]
+
+    def update(self, raw: RawFeatures) -> None:
+        """Adds the rows of one bucket; at most `sample_rows` evenly spaced ones are kept for the quantiles."""
+        if len(raw) == 0:
+            return
+        values = squash(raw.numeric)
+        present = ~np.isnan(values)
+        clean = np.where(present, values, 0.0).astype(np.float64)
+        self.count += present.sum(0)
+        self.total += clean.sum(0)
+        self.square += (clean * clean).sum(0)
+        stride = -(-len(raw) // self.sample_rows)
+        self.samples.append(raw.numeric[::stride].copy())
+        for counter, name in zip(self.counters, self.schema.categorical, strict=True):
+            column = raw.categorical[name]
+            counted = pc.value_counts(column if isinstance(column, pa.Array) else pa.array(column))
+            for value, times in zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True):
+                if value is not None and value != -1:
+                    counter[value] += times
+
+    def merge(self, other: SpecFitter) -> None:
+        """Adds what another fitter saw."""
+        self.count += other.count
+        self.total += other.total
+        self.square += other.square
+        self.samples += other.samples
+        for mine, theirs in zip(self.counters, other.counters, strict=True):
+            mine.update(theirs)
+
+    def finish(self) -> FeatureSpec:
+        """The fitted spec.
+
+        Raises:
+            DataError: no row was seen.
+        """
+        if not self.samples:
+            raise DataError("the training window holds no sessions to fit the features on", hint="check the split's days")
+        n = np.maximum(self.count, 1)
+        mean = self.total / n
+        std = np.sqrt(np.maximum(self.square / n - mean**2, 0.0))
+        sample = np.concatenate(self.samples)
+        quantiles = np.linspace(0, 1, self.max_bins + 1)[1:-1]
+        edges = []
+        for j in range(sample.shape[1]):
+            column = sample[~np.isnan(sample[:, j]), j]
+            edges.append(np.unique(np.quantile(column, quantiles, method="lower")).astype(np.float32) if len(column) else np.empty(0, np.float32))
+        vocabularies = []
+        for counter in self.counters:
+            common = sorted(counter.items(), key=lambda item: (-item[1], item[0]))[: self.max_vocabulary]
+            vocabularies.append(tuple(sorted(value for value, _ in common)))
+        return FeatureSpec(
+            self.schema,
+            mean.astype(np.float32),
+            np.where(std > 1e-6, std, 1.0).astype(np.float32),
+            tuple(edges),
+            tuple(vocabularies),
+        )

@@ -1,0 +1,119 @@
+"""Files that are either whole or absent: atomic writes, clear errors on full or forbidden disks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plpm_ray.core.errors import DataError, StorageError
+
+
+@contextlib.contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+    """Turns OS errors of a block into StorageError that says what to do.
+
+    Args:
+        action: what was being done, as in "writing runs/a/summary.json".
+    """
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "the disk is full; free space or point the run folder at another disk",
+            errno.EDQUOT: "the quota is used up; free space or point the run folder at another disk",
+            errno.EACCES: "no permission; choose a folder that you may write to",
+            errno.EROFS: "the file system is read-only; choose another folder",
+        }
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StorageError(f"{action} failed: {reason}", hint=hints.get(error.errno or 0)) from error
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside `path` that takes its name only when the block ends well."""
+    path = Path(path)
+    with storage_errors(f"writing {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes JSON atomically, with sorted structure kept as given and a final newline."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    with atomic_writer(path) as file:
+        file.write(text.encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        StorageError: the file is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    with storage_errors(f"reading {path}"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StorageError(f"{path} is not valid JSON: {error}", hint="it was damaged or edited; write it anew") from None
+
+
+def _plain(value: Any) -> Any:
+    for method in ("tolist", "isoformat", "as_posix"):
+        convert: Callable[[], Any] | None = getattr(value, method, None)
+        if convert is not None:
+            return convert()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def write_parquet(path: str | Path, table: pa.Table, *, compression: str = "zstd", row_group_size: int = 1 << 20) -> None:
+    """Writes one Parquet file atomically."""
+    with atomic_writer(path) as file:
+        pq.write_table(table, file, compression=compression, row_group_size=row_group_size)
+
+
+def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads one Parquet file with this file's own schema (no partition columns added).
+
+    Raises:
+        DataError: the file is missing or damaged, or lacks a column; the message names it.
+    """
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            if columns is not None:
+                missing = [c for c in columns if c not in file.schema_arrow.names]
+                if missing:
+                    raise DataError(f"{path} has no column {missing[0]!r}", hint=f"it holds {file.schema_arrow.names}")
+            return file.read(columns=columns, use_threads=False)
+    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path} cannot be read as Parquet: {first}", hint="copy the file again, or remove it from the input folder"
+        ) from None

@@ -1,0 +1,1 @@
+"""From logs to training tables: contract, validation, sessions, point-in-time features, partitions by day and bucket."""

@@ -1,0 +1,181 @@
+"""The canonical tables as Arrow schemas, and the warehouse folder that holds them.
+
+Stored sessions keep `landing_page` and `pages` as int16 positions in the catalogue; what a user hands in may use page
+names, aliases or positions of the catalogue (see `plpm_ray.data.validate`). One row is one session, from app entry to exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from plpm_ray.core.errors import StorageError
+from plpm_ray.core.features import ColumnKind, FeatureSchema
+from plpm_ray.core.pages import PageCatalogue
+from plpm_ray.core.storage import read_json, write_json
+from plpm_ray.data.day_table import DayTable
+
+TIMESTAMP = pa.timestamp("ms", tz="UTC")
+DAY_MS = 86_400_000
+MINUTE_MS = 60_000
+IdType = Literal["int64", "string"]
+
+SESSION_COLUMNS = (
+    "user_id",
+    "session_id",
+    "entry_time",
+    "exit_time",
+    "utc_offset_min",
+    "landing_page",
+    "pages",
+    "dwell_s",
+    "video_views",
+    "watch_s",
+    "policy",
+    "propensity",
+    "experiment_arm",
+)
+REQUIRED_COLUMNS = ("user_id", "session_id", "entry_time", "exit_time", "landing_page", "pages", "dwell_s")
+ENTRY_COLUMNS = ("user_id", "entry_time", "utc_offset_min")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a warehouse holds: written once at the first ingest, read by everything after it.
+
+    Attributes:
+        name: dataset name, for reports.
+        pages: the page catalogue.
+        context: context column -> kind ("numeric" or "categorical"), known at entry.
+        profile: profile column -> kind.
+        user_id, session_id: "int64" or "string".
+        n_buckets: users are hashed into this many buckets, once.
+        propensity_known: whether the logs hold true propensities.
+    """
+
+    name: str
+    pages: PageCatalogue
+    context: Mapping[str, ColumnKind] = field(default_factory=dict)
+    profile: Mapping[str, ColumnKind] = field(default_factory=dict)
+    user_id: IdType = "int64"
+    session_id: IdType = "int64"
+    n_buckets: int = 8
+    propensity_known: bool = False
+
+    @property
+    def features(self) -> FeatureSchema:
+        return FeatureSchema(self.pages.names, dict(self.context), dict(self.profile))
+
+    @property
+    def sessions_schema(self) -> pa.Schema:
+        """Arrow schema of stored sessions."""
+        ids = {"int64": pa.int64(), "string": pa.string()}
+        return pa.schema(
+            [
+                pa.field("user_id", ids[self.user_id], nullable=False),
+                pa.field("session_id", ids[self.session_id], nullable=False),
+                pa.field("entry_time", TIMESTAMP, nullable=False),
+                pa.field("exit_time", TIMESTAMP, nullable=False),
+                pa.field("utc_offset_min", pa.int16(), nullable=False),
+                pa.field("landing_page", pa.int16(), nullable=False),
+                pa.field("pages", pa.list_(pa.int16()), nullable=False),
+                pa.field("dwell_s", pa.list_(pa.float32()), nullable=False),
+                pa.field("video_views", pa.list_(pa.int32())),
+                pa.field("watch_s", pa.list_(pa.float32())),
+                pa.field("policy", pa.string()),
+                pa.field("propensity", pa.float64()),
+                pa.field("experiment_arm", pa.string()),
+                *(pa.field(name, column_type(kind)) for name, kind in self.context.items()),
+            ]
+        )
+
+    @property
+    def users_schema(self) -> pa.Schema:
+        """Arrow schema of stored user profiles."""
+        user = pa.int64() if self.user_id == "int64" else pa.string()
+        columns = [pa.field(name, column_type(kind)) for name, kind in self.profile.items()]
+        return pa.schema([pa.field("user_id", user, nullable=False), *columns])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "name": self.name,
+            "pages": self.pages.model_dump(mode="json"),
+            "context": dict(self.context),
+            "profile": dict(self.profile),
+            "user_id": self.user_id,
+            "session_id": self.session_id,
+            "n_buckets": self.n_buckets,
+            "propensity_known": self.propensity_known,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DatasetInfo:
+        fields = {k: v for k, v in data.items() if k not in ("format", "pages")}
+        return cls(pages=PageCatalogue.model_validate(data["pages"]), **fields)
+
+
+def column_type(kind: ColumnKind) -> pa.DataType:
+    """Stored Arrow type of a context or profile column."""
+    return pa.float32() if kind == "numeric" else pa.string()
+
+
+ASSIGNMENTS_SCHEMA = pa.schema(
+    [pa.field("user_id", pa.int64()), pa.field("arm", pa.string()), pa.field("start_day", pa.date32()), pa.field("end_day", pa.date32())]
+)
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """A folder of canonical tables: `manifest.json`, `sessions/`, `transitions/`, `users/`, `quarantine/`."""
+
+    root: Path
+    info: DatasetInfo
+
+    @classmethod
+    def create(cls, root: str | Path, info: DatasetInfo) -> Warehouse:
+        """Opens or makes a warehouse.
+
+        Raises:
+            StorageError: the folder holds another dataset (other pages, columns or buckets).
+        """
+        root = Path(root)
+        if (root / "manifest.json").exists():
+            warehouse = cls.open(root)
+            if warehouse.info != info:
+                differing = [k for k, v in info.to_dict().items() if warehouse.info.to_dict()[k] != v]
+                raise StorageError(
+                    f"{root} already holds another dataset (differs in {', '.join(differing)})",
+                    hint="give another folder, or remove this one to build it anew",
+                )
+            return warehouse
+        write_json(root / "manifest.json", info.to_dict())
+        return cls(root, info)
+
+    @classmethod
+    def open(cls, root: str | Path) -> Warehouse:
+        """Opens an existing warehouse.
+
+        Raises:
+            StorageError: there is none.
+        """
+        root = Path(root)
+        if not (root / "manifest.json").exists():
+            raise StorageError(f"{root} holds no tables (no manifest.json)", hint="run `plpm data` first, or give the right folder")
+        return cls(root, DatasetInfo.from_dict(read_json(root / "manifest.json")))
+
+    @property
+    def sessions(self) -> DayTable:
+        return DayTable(self.root / "sessions")
+
+    @property
+    def transitions(self) -> DayTable:
+        return DayTable(self.root / "transitions")
+
+    def users_file(self, bucket: int) -> Path:
+        """Profile file of a bucket; absent where the dataset has no profiles."""
+        return self.root / "users" / f"bucket={bucket:03d}.parquet"

@@ -1,0 +1,189 @@
+"""The two interfaces of every method: a learner is trained, a navigator scores pages.
+
+Letters: B batch, K pages, N dense inputs, F categorical fields, T steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plpm_ray.core.config import StrictConfig
+from plpm_ray.core.features import Encoded, FeatureSpec, RawFeatures
+from plpm_ray.core.pages import PageCatalogue
+from plpm_ray.core.stats import TableStats
+
+Batch = Mapping[str, Tensor]
+Grain = Literal["transition", "session"]
+
+
+class LearnerConfig(StrictConfig):
+    """Base of learner configs; each field has a sentence, a unit, bounds, and a Tunable range where a sweep may search it."""
+
+
+class Learner(nn.Module):
+    """One trainable model with its loss. It knows no Ray, no files and no optimiser.
+
+    Class attributes a subclass sets:
+        Config: its config class.
+        grain: the table rows it learns from; "transition" adds the next state under the keys `next.*`.
+        inputs: which encodings it reads: "dense" (B, N) float32, "cat" (B, F) int64, "bins" (B, N) int64,
+            "sequences" (keys `seq.<name>`, (B, T) float32).
+        columns: table columns it reads besides, each (B,): "action" int64, "use_s", "landing_dwell_s" float32 seconds,
+            "switches" int64, "hour" int64 0-23, "step" int64 entry number of the day from 0, "done" float32 (1 = last
+            of its episode), "propensity" float32 (NaN = unknown).
+
+    `name` is set by `@register("learner", ...)`.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+    grain: ClassVar[Grain] = "transition"
+    inputs: ClassVar[tuple[str, ...]] = ("dense", "cat")
+    columns: ClassVar[tuple[str, ...]] = ("action", "use_s", "done", "hour", "step")
+
+    def __init__(self, config: LearnerConfig, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats) -> None:
+        """`stats` are the totals of the training window; whatever is needed of them must become a buffer or a config."""
+        super().__init__()
+        self.config = config
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar loss terms of a batch; the one called "loss" is minimised."""
+        raise NotImplementedError(f"{type(self).__name__} must define losses()")
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses, so that data-parallel wrapping sees their computation."""
+        return self.losses(batch)
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimiser step (counted from 1): target networks, dual variables."""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(B, K) page scores, the higher the better, from `inputs` alone."""
+        raise NotImplementedError(f"{type(self).__name__} must define scores()")
+
+    def values(self, batch: Batch) -> Tensor | None:
+        """(B, K) expected return in seconds when each page is chosen, or None if the method has no such thing."""
+        return None
+
+    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """Named (B,) values of a held-out batch; the caller averages them over rows."""
+        return {}
+
+    @classmethod
+    def example_batch(cls, seed: int, spec: FeatureSpec, pages: PageCatalogue, rows: int = 32) -> dict[str, Tensor]:
+        """A random batch of the right keys, shapes and types, for tests and warm-up."""
+        gen = torch.Generator().manual_seed(seed)
+        k = len(pages)
+        made = {
+            "action": torch.randint(k, (rows,), generator=gen),
+            "use_s": torch.rand(rows, generator=gen) * 600,
+            "landing_dwell_s": torch.rand(rows, generator=gen) * 300,
+            "switches": torch.randint(5, (rows,), generator=gen),
+            "hour": torch.randint(24, (rows,), generator=gen),
+            "step": torch.randint(6, (rows,), generator=gen),
+            "done": (torch.rand(rows, generator=gen) < 0.3).float(),
+            "propensity": torch.rand(rows, generator=gen) * 0.9 + 0.1,
+        }
+        batch = {name: made[name] for name in cls.columns}
+        for prefix in ("", "next.") if cls.grain == "transition" else ("",):
+            batch |= {prefix + key: value for key, value in _example_inputs(cls.inputs, spec, k, rows, gen).items()}
+        return batch
+
+
+def _example_inputs(inputs: tuple[str, ...], spec: FeatureSpec, k: int, rows: int, gen: torch.Generator) -> dict[str, Tensor]:
+    made: dict[str, Tensor] = {}
+    if "dense" in inputs:
+        made["dense"] = torch.randn(rows, spec.n_dense, generator=gen)
+    for key, sizes in (("cat", spec.cat_sizes), ("bins", spec.bin_sizes)):
+        if key in inputs:
+            made[key] = torch.stack([torch.randint(size, (rows,), generator=gen) for size in sizes], dim=1)
+    if "sequences" in inputs:
+        made["seq.recent_landing"] = torch.randint(k + 1, (rows, 8), generator=gen).float()
+        made["seq.recent_use_s"] = torch.randn(rows, 8, generator=gen)
+    return made
+
+
+def encoded_tensors(encoded: Encoded, prefix: str = "") -> dict[str, Tensor]:
+    """Encoder output as the tensors that learners read (categorical codes as int64)."""
+    tensors = {f"{prefix}dense": torch.from_numpy(encoded.dense), f"{prefix}cat": torch.from_numpy(encoded.cat).long()}
+    if encoded.bins is not None:
+        tensors[f"{prefix}bins"] = torch.from_numpy(encoded.bins).long()
+    for name, values in (encoded.sequences or {}).items():
+        tensors[f"{prefix}seq.{name}"] = torch.from_numpy(values)
+    return tensors
+
+
+class Navigator(ABC):
+    """Scores pages for app entries. It never chooses one: that is the policy's work.
+
+    Attributes:
+        name: registered name.
+        version: identifies the trained thing in decisions and logs.
+        pages: the catalogue; scores have its order.
+        state_size: float32 numbers of intra-day state it wants kept per user and local day (0 = none). The state starts
+            as zeros on each local day, goes into `scores` and is changed by `observe`.
+    """
+
+    name: str
+    version: str
+    pages: PageCatalogue
+    state_size: int = 0
+
+    @abstractmethod
+    def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
+        """(B, K) float32 scores, the higher the better, from raw features and (B, state_size) state."""
+
+    def values(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray | None:
+        """(B, K) expected return in seconds, or None where the method has no such thing."""
+        return None
+
+    def observe(self, state: np.ndarray, features: RawFeatures, outcome: Mapping[str, np.ndarray]) -> np.ndarray:
+        """New (B, state_size) state after sessions ended; `outcome` holds "action", "use_s", "landing_dwell_s", "switches"."""
+        return state
+
+
+class LearnerNavigator(Navigator):
+    """The navigator of a single learner: encode, forward, scores; deterministic and without gradients."""
+
+    def __init__(self, learner: Learner, spec: FeatureSpec, pages: PageCatalogue, version: str) -> None:
+        self.learner = learner.eval()
+        self.spec = spec
+        self.pages = pages
+        self.name = learner.name
+        self.version = version
+
+    def inputs(self, features: RawFeatures) -> dict[str, Tensor]:
+        """Model input of raw features."""
+        wanted = self.learner.inputs
+        return encoded_tensors(self.spec.encode(features, bins="bins" in wanted, sequences="sequences" in wanted))
+
+    @torch.inference_mode()
+    def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
+        return self.learner.scores(self.inputs(features)).float().numpy()
+
+    @torch.inference_mode()
+    def values(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray | None:
+        values = self.learner.values(self.inputs(features))
+        return None if values is None else values.float().numpy()
+
+
+class HeuristicConfig(StrictConfig):
+    """Base of the configs of navigators without training."""
+
+
+class Heuristic(Navigator):
+    """Base of navigators without weights; registered with `@register("navigator", ...)`."""
+
+    Config: ClassVar[type[HeuristicConfig]] = HeuristicConfig
+
+    def __init__(self, config: Any, pages: PageCatalogue, stats: TableStats, version: str = "heuristic") -> None:
+        self.config = config
+        self.pages = pages
+        self.stats = stats
+        self.version = version

@@ -1,0 +1,169 @@
+"""A trained learner (or a heuristic) on disk: weights, config, encoder, totals, metrics. Loading runs no pickled code.
+
+Folder: `bundle.json` (what it is), `spec.json` (the fitted encoder), `weights.safetensors` (absent for heuristics).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from plpm_ray.core.config import config_hash
+from plpm_ray.core.errors import BundleError, ConfigError, StorageError
+from plpm_ray.core.features import FeatureSpec
+from plpm_ray.core.pages import PageCatalogue
+from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.core.stats import TableStats
+from plpm_ray.core.storage import read_json, storage_errors, write_json
+from plpm_ray.navigators.base import Learner, LearnerNavigator, Navigator
+
+FORMAT = 1
+_BOILERPLATE = ("kind", "name", "config", "metrics", "data", "plugins")
+
+
+@dataclass
+class Bundle:
+    """Everything needed to score with a model exactly as it was trained.
+
+    Attributes:
+        kind: "learner" (has weights) or "navigator" (a heuristic).
+        name: registered name.
+        config: resolved config of the learner or heuristic.
+        pages, spec, stats: catalogue, fitted encoder, totals of the training window.
+        weights: state dict; empty for heuristics.
+        metrics: held-out metrics, as reported by training.
+        data: where it came from: dataset name, fingerprint, days.
+        plugins: files or modules that register the name, if it is not a built-in one.
+    """
+
+    kind: Literal["learner", "navigator"]
+    name: str
+    config: dict[str, Any]
+    pages: PageCatalogue
+    spec: FeatureSpec
+    stats: TableStats
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """Name and a hash of config, encoder and weights: the same model has the same version everywhere."""
+        digest = hashlib.sha256(config_hash([self.config, self.spec.to_dict(), self.stats.to_dict()]).encode())
+        for key in sorted(self.weights):
+            digest.update(key.encode())
+            digest.update(self.weights[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return f"{self.name}-{digest.hexdigest()[:10]}"
+
+    @classmethod
+    def of_learner(cls, learner: Learner, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats, **extra: Any) -> Bundle:
+        """Bundle of a trained learner; `extra`: metrics, data, plugins."""
+        weights = {k: v.detach().cpu().clone().contiguous() for k, v in learner.state_dict().items()}
+        return cls("learner", learner.name, learner.config.model_dump(mode="json"), pages, spec, stats, weights, **extra)
+
+    def learner(self) -> Learner:
+        """The module with its weights, in evaluation mode.
+
+        Raises:
+            BundleError: the bundle is a heuristic, or its weights do not fit its config.
+        """
+        if self.kind != "learner":
+            raise BundleError(f"bundle {self.name!r} is a heuristic and has no learner", hint="use navigator()")
+        load_plugins(self.plugins)
+        cls: type[Learner] = lookup("learner", self.name)
+        module = cls(_config(cls.Config, self), self.spec, self.pages, self.stats)
+        try:
+            module.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise BundleError(
+                f"weights of {self.name!r} do not fit its config: {str(error).splitlines()[-1].strip()}",
+                hint="the bundle was made by another version; train it again",
+            ) from None
+        return module.eval()
+
+    def navigator(self) -> Navigator:
+        """The navigator that scores pages with this model."""
+        if self.kind == "learner":
+            return LearnerNavigator(self.learner(), self.spec, self.pages, self.version)
+        load_plugins(self.plugins)
+        cls = lookup("navigator", self.name)
+        return cls(_config(cls.Config, self), self.pages, self.stats, self.version)
+
+
+def _config(model: Any, bundle: Bundle) -> Any:
+    try:
+        return model.model_validate(bundle.config)
+    except ValidationError as error:
+        raise BundleError(f"config of bundle {bundle.name!r} is not valid here: {error}", hint="train it again with this version") from None
+
+
+def save_bundle(bundle: Bundle, path: str | Path) -> Path:
+    """Writes the bundle folder; it appears whole or not at all, and replaces an older one.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    with storage_errors(f"writing bundle {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            record = {k: getattr(bundle, k) for k in _BOILERPLATE}
+            record |= {"format": FORMAT, "version": bundle.version}
+            record |= {"pages": bundle.pages.model_dump(mode="json"), "stats": bundle.stats.to_dict()}
+            write_json(staging / "bundle.json", record)
+            write_json(staging / "spec.json", bundle.spec.to_dict())
+            if bundle.weights:
+                save_file({k: v.contiguous() for k, v in bundle.weights.items()}, staging / "weights.safetensors")
+            staging.chmod(0o755)
+            if path.exists():
+                shutil.rmtree(path)
+            staging.rename(path)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    return path
+
+
+def load_bundle(path: str | Path, plugins: tuple[str, ...] = ()) -> Bundle:
+    """Reads a bundle folder. JSON and safetensors only: nothing in it is executed.
+
+    Raises:
+        BundleError: it is no bundle, of a newer format, or damaged.
+    """
+    path = Path(path)
+    if not (path / "bundle.json").is_file():
+        raise BundleError(f"{path} is not a bundle (no bundle.json)", hint="give the `bundle` folder inside a run folder")
+    try:
+        record: Mapping[str, Any] = read_json(path / "bundle.json")
+        if record.get("format") != FORMAT:
+            raise BundleError(f"{path} has bundle format {record.get('format')!r}, this version reads {FORMAT}", hint="train it again")
+        weights = load_file(path / "weights.safetensors") if (path / "weights.safetensors").exists() else {}
+        bundle = Bundle(
+            kind=record["kind"],
+            name=record["name"],
+            config=record["config"],
+            pages=PageCatalogue.model_validate(record["pages"]),
+            spec=FeatureSpec.from_dict(read_json(path / "spec.json")),
+            stats=TableStats.from_dict(record["stats"]),
+            weights=weights,
+            metrics=record["metrics"],
+            data=record["data"],
+            plugins=(*record["plugins"], *plugins),
+        )
+    except (KeyError, TypeError, ValueError, SafetensorError, StorageError, ConfigError) as error:
+        raise BundleError(f"bundle {path} is damaged: {error}", hint="copy it again or train it again") from None
+    if bundle.version != record.get("version"):
+        raise BundleError(f"bundle {path} does not match its recorded version", hint="a file in it was changed; copy it again")
+    return bundle

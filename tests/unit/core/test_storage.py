@@ -1,0 +1,68 @@
+"""Atomic files, clear storage errors, the registry."""
+
+import errno
+import os
+
+import pyarrow as pa
+import pytest
+
+from plpm_ray.core.errors import ConfigError, DataError, StorageError
+from plpm_ray.core.registry import load_plugins, lookup, register
+from plpm_ray.core.storage import atomic_writer, read_json, read_parquet, write_json, write_parquet
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_writer(path) as file:
+        file.write(b"half")
+        raise RuntimeError("killed")
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_says_so(tmp_path):
+    with pytest.raises(StorageError, match="No space left") as error, atomic_writer(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "free space" in str(error.value)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device /dev/full, which Linux has")
+def test_a_real_full_device_is_translated(tmp_path):
+    from plpm_ray.core.storage import storage_errors
+
+    with pytest.raises(StorageError, match="disk is full"), storage_errors("writing /dev/full"), open("/dev/full", "wb", 0) as file:
+        file.write(b"x" * 10_000)
+
+
+def test_damaged_parquet_and_missing_columns_name_the_file(tmp_path):
+    good = tmp_path / "good.parquet"
+    write_parquet(good, pa.table({"a": [1]}))
+    with pytest.raises(DataError, match=r"good.parquet has no column 'b'"):
+        read_parquet(good, ["b"])
+    bad = tmp_path / "bad.parquet"
+    bad.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(DataError, match=r"bad.parquet cannot be read as Parquet"):
+        read_parquet(bad)
+
+
+def test_damaged_json_names_the_file(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(StorageError, match=r"a.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_plugins_register_and_unknown_names_get_a_hint(tmp_path):
+    plugin = tmp_path / "my_dataset_plugin.py"
+    plugin.write_text(
+        "from plpm_ray.core.registry import register\n@register('dataset', 'test.plugin_data')\nclass Mine: pass\n"
+    )
+    load_plugins([str(plugin)])
+    load_plugins([str(plugin)])
+    assert lookup("dataset", "test.plugin_data").name == "test.plugin_data"
+    with pytest.raises(ConfigError, match=r"unknown dataset 'test.plugin_dat'.*\n.*did you mean 'test.plugin_data'"):
+        lookup("dataset", "test.plugin_dat")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_plugins([str(tmp_path / "none.py")])
+    with pytest.raises(ConfigError, match="registered twice"):
+        register("dataset", "test.plugin_data")(type("Other", (), {}))
