@@ -48,7 +48,8 @@ def user_hash(users: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
         users: (n,) integers or strings without nulls.
 
     Returns:
-        (n,) uint64: `splitmix64` of an integer; of a string, `splitmix64` chained over the 8-byte words of its UTF-8 text.
+        (n,) uint64: `splitmix64` of an integer; of a string, `splitmix64` chained over the 8-byte words of its
+        UTF-8 text, seeded with its length.
 
     Raises:
         DataError: nulls, or a type that is neither integer nor string.
@@ -59,7 +60,10 @@ def user_hash(users: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if array.null_count:
-        raise DataError(f"{array.null_count} user ids are null", hint="rows without a user go to quarantine before they are bucketed")
+        raise DataError(
+            f"{array.null_count} user ids are null",
+            hint="rows without a user go to quarantine before they are bucketed",
+        )
     if pa.types.is_dictionary(array.type):
         return user_hash(array.dictionary)[array.indices.to_numpy(zero_copy_only=False)]
     if pa.types.is_integer(array.type):
@@ -70,7 +74,7 @@ def user_hash(users: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def bucket_of(hashes: np.ndarray, n_buckets: int) -> np.ndarray:
-    """Bucket of every user hash: the upper half of the hash scaled to 0..n_buckets-1, which needs no division.
+    """Bucket of every user hash: its upper half scaled to 0..n_buckets-1, which needs no division.
 
     Args:
         hashes: (n,) uint64 from `user_hash`.

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,8 +99,10 @@ def write_parquet(path: str | Path, table: pa.Table, *, compression: str = "zstd
         pq.write_table(table, file, compression=compression, row_group_size=row_group_size)
 
 
-def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """Reads one Parquet file with this file's own schema (no partition columns added).
+def read_parquet(
+    path: str | Path, columns: list[str] | None = None, row_groups: Sequence[int] | None = None
+) -> pa.Table:
+    """Reads one Parquet file, or some of its row groups, with this file's own schema (no partition columns added).
 
     Raises:
         DataError: the file is missing or damaged, or lacks a column; the message names it.
@@ -111,6 +113,8 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pa.Table
                 missing = [c for c in columns if c not in file.schema_arrow.names]
                 if missing:
                     raise DataError(f"{path} has no column {missing[0]!r}", hint=f"it holds {file.schema_arrow.names}")
+            if row_groups is not None:
+                return file.read_row_groups(list(row_groups), columns=columns, use_threads=False)
             return file.read(columns=columns, use_threads=False)
     except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

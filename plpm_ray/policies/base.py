@@ -19,14 +19,16 @@ from plpm_ray.core.hashing import splitmix64
 class PolicyConfig(StrictConfig):
     """How pages are drawn from scores."""
 
-    kind: Literal["greedy", "epsilon", "softmax"] = Field(
-        "greedy", description="greedy: the best page; epsilon: the best page, or with probability epsilon any; softmax: by score"
+    kind: Literal["greedy", "epsilon", "softmax", "proportional"] = Field(
+        "greedy",
+        description="greedy: the best page; epsilon: the best page, or with probability epsilon any; "
+        "softmax: by exp(score / temperature); proportional: scores are probabilities, raised to 1 / temperature",
     )
     epsilon: Annotated[float, Tunable(0.0, 0.3)] = Field(
-        0.0, ge=0, le=1, description="probability of a uniformly drawn page; mixed into greedy-by-epsilon and softmax alike"
+        0.0, ge=0, le=1, description="probability of a uniformly drawn page, in all kinds but greedy"
     )
     temperature: Annotated[float, Tunable(0.05, 5.0, log=True)] = Field(
-        1.0, gt=0, description="softmax temperature, in units of the navigator's scores"
+        1.0, gt=0, description="of softmax (in units of the scores) and proportional; small values approach greedy"
     )
     seed: int = Field(0, ge=0, description="seed of the draws; a draw depends on it, the user and the entry time alone")
 
@@ -56,7 +58,7 @@ class Policy:
         """(B, K) scores -> (B, K) float64 probabilities; ties of greedy go to the first page.
 
         Raises:
-            DataError: a score is not finite.
+            DataError: a score is not finite, or with `proportional` negative.
         """
         if not np.isfinite(scores).all():
             row = int(np.argmax(~np.isfinite(scores).all(axis=1)))
@@ -67,11 +69,22 @@ class Policy:
             logits -= logits.max(axis=1, keepdims=True)
             probs = np.exp(logits)
             probs /= probs.sum(axis=1, keepdims=True)
+        elif self.config.kind == "proportional":
+            probs = self._proportional(scores)
         else:
             probs = np.zeros((b, k))
             probs[np.arange(b), scores.argmax(axis=1)] = 1.0
         epsilon = 0.0 if self.config.kind == "greedy" else self.config.epsilon
         return probs * (1 - epsilon) + epsilon / k if epsilon else probs
+
+    def _proportional(self, scores: np.ndarray) -> np.ndarray:
+        if (scores < 0).any():
+            row = int(np.argmax((scores < 0).any(axis=1)))
+            raise DataError(f"scores of row {row} are negative: {scores[row]}", hint="use policy kind softmax for such a navigator")
+        top = scores.max(axis=1, keepdims=True).astype(np.float64)
+        # a row of zeros says nothing, so all its pages are alike
+        probs = np.where(top > 0, (scores / np.where(top > 0, top, 1.0)) ** (1 / self.config.temperature), 1.0)
+        return probs / probs.sum(axis=1, keepdims=True)
 
     def draw(self, scores: np.ndarray, user_hash: np.ndarray, entry_ms: np.ndarray) -> Choice:
         """Draws one page a row.

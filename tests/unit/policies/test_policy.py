@@ -18,6 +18,10 @@ def test_distributions_by_hand():
     np.testing.assert_allclose(softmax, [[0.25, 0.75], [0.5, 0.5]])
     sharp = Policy(PolicyConfig(kind="softmax", temperature=0.5)).probabilities(scores)
     np.testing.assert_allclose(sharp[0], [0.1, 0.9])
+    by_share = Policy(PolicyConfig(kind="proportional")).probabilities(np.array([[0.2, 0.6], [0.0, 0.0]]))
+    np.testing.assert_allclose(by_share, [[0.25, 0.75], [0.5, 0.5]])
+    squared = Policy(PolicyConfig(kind="proportional", temperature=0.5)).probabilities(np.array([[1.0, 3.0]]))
+    np.testing.assert_allclose(squared, [[0.1, 0.9]])
 
 
 def test_draws_follow_the_distribution_and_report_its_propensity():
@@ -50,3 +54,5 @@ def test_greedy_never_draws_a_page_of_probability_zero():
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(DataError, match="row 1"):
         Policy().probabilities(np.array([[0.0, 1.0], [np.nan, 0.0]]))
+    with pytest.raises(DataError, match="row 0 are negative"):
+        Policy(PolicyConfig(kind="proportional")).probabilities(np.array([[-0.1, 1.0]]))

@@ -1,0 +1,1 @@
+"""Judging policies on logs: off-policy estimators, their models, metrics, tables, and when to refuse."""

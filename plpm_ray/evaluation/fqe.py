@@ -1,0 +1,263 @@
+"""Fitted Q evaluation: value of a policy per user-day from logged transitions (Le, Voloshin and Yue 2019).
+
+    Q_0 = 0,   Q_{k+1} = argmin_f sum_i ( r_i + gamma sum_a pi(a|x'_i) Q_k(x'_i, a) - f(x_i, a_i) )^2,     (1)
+
+the bootstrap term being 0 at the end of a day. The value is the mean of sum_a pi(a|x_0) Q(x_0, a) over the
+days' first decisions. A policy's later states are reached in the model only: no importance weights, so
+little variance, and a bias as large as the model's. Without `refits` the interval
+clusters the first states by user and **covers their sampling only, not the error of Q**: in the tests' small
+decision process such a 95 % interval holds the truth in a third of the draws. `refits` adds the sampling error
+of the fit; nothing adds misspecification. `SequentialDR` with this Q corrects it where the support allows.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from plpm_ray.core.errors import DataError
+from plpm_ray.evaluation.estimators import Estimate, Estimator
+from plpm_ray.evaluation.fitting import Standardiser, build_mlp, check_features, fit_adam, predict, user_folds
+from plpm_ray.evaluation.inference import Terms, cluster_codes, t_quantile
+from plpm_ray.evaluation.logged import LoggedData
+from plpm_ray.evaluation.ridge import ActionRidge
+from plpm_ray.evaluation.support import SupportThresholds
+
+
+@dataclass(frozen=True)
+class FQEConfig:
+    """Settings of fitted Q evaluation.
+
+    Attributes:
+        kind: "linear", least squares on action-interacted features, exact in each iteration; or "mlp".
+        gamma: discount per step; 1 gives the plain total of a day.
+        folds: user folds, Q of a row comes from other users; 1 fits and predicts on the same rows.
+        iterations: k of equation (1); None for the longest day (all that linear regression needs); the MLP
+            takes at least ten.
+        shared_penalty, action_penalty: ridge penalties of the linear model's two parts, in rows
+            (`evaluation.ridge`).
+        hidden, epochs_per_iteration, batch_size, learning_rate, weight_decay: of the MLP, AdamW on the
+            squared error.
+        bootstrap: cluster bootstrap draws of the interval over first states.
+        refits: bootstrap draws of users on which the whole fit is repeated, in place of `bootstrap`; 0 for none;
+            None for 20 with the linear model, 0 with the MLP or where `bootstrap` is 0.
+        seed: of folds, initial weights, batches, draws.
+    """
+
+    kind: Literal["linear", "mlp"] = "linear"
+    gamma: float = 1.0
+    folds: int = 2
+    iterations: int | None = None
+    shared_penalty: float = 1.0
+    action_penalty: float = 100.0
+    hidden: tuple[int, ...] = (64, 64)
+    epochs_per_iteration: int = 4
+    batch_size: int = 2048
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-5
+    bootstrap: int = 200
+    refits: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FQEResult:
+    """What fitted Q evaluation found.
+
+    Attributes:
+        q: float64 [N, K], action values of the evaluation policy, in the unit of the reward.
+        v: float64 [N], sum_a pi(a|x) q(x, a).
+        first_rows: int64 [E], row of each episode's first decision.
+        estimate: value per episode.
+        bellman_rmse: root mean square of r + gamma v(x') - q(x, a).
+    """
+
+    q: np.ndarray
+    v: np.ndarray
+    first_rows: np.ndarray
+    estimate: Estimate
+    bellman_rmse: float
+
+
+class FittedQ(Estimator):
+    """Carries name and note of fitted Q evaluation; the value is made by `fitted_q`."""
+
+    name = "fqe"
+    per = "user-day"
+    needs_q = True
+    uses_weights = False
+    note = "the interval covers the sampling of first states, not the error of the fitted Q"
+
+    def sample_clusters(self, data: LoggedData) -> np.ndarray:
+        return np.asarray(data.cluster)[data.grid.rows[:, 0]]
+
+    def terms(self, data: LoggedData, pi: np.ndarray, q_hat: np.ndarray | None) -> Terms:
+        assert q_hat is not None
+        first = data.grid.rows[:, 0]
+        return Terms((pi[first] * q_hat[first]).sum(axis=1))
+
+
+class RefittedQ(FittedQ):
+    """As FittedQ, its interval from repeated fits on resampled users."""
+
+    note = "the interval covers the sampling of users in states and fit, not misspecification of the fitted Q"
+
+
+def fitted_q(
+    x: np.ndarray,
+    data: LoggedData,
+    pi: np.ndarray,
+    config: FQEConfig | None = None,
+    thresholds: SupportThresholds | None = None,
+) -> FQEResult:
+    """Evaluate pi on logged episodes.
+
+    Args:
+        x: float [N, D], features known before each decision.
+        data: the log, with episode and step; propensities serve only the refusal (`data.behaviour`, where
+            known).
+        pi: float [N, K], the policy's probabilities in every logged state.
+
+    Returns:
+        Q and the value per episode; refused where too much of pi falls on actions that the log does not take.
+
+    Raises:
+        DataError: wrong shapes, non-finite features, or no episodes.
+    """
+    config = config or FQEConfig()
+    if config.refits is None:
+        config = replace(config, refits=20 if config.kind == "linear" and config.bootstrap else 0)
+    x, pi = check_features(x, len(data)), data.check_policy(pi)
+    following = data.grid.next_index()
+    q = _cross_fitted(x, data, pi, following, config)
+    v = (pi * q).sum(axis=1)
+    error = data.reward + config.gamma * _next_value(v, following) - q[np.arange(len(data)), data.action]
+    first = data.grid.rows[:, 0]
+    estimator = (RefittedQ if config.refits else FittedQ)(
+        thresholds, bootstrap=config.bootstrap, seed=config.seed
+    )
+    estimate = estimator.estimate(data, pi, q)
+    if config.refits and estimate.value is not None:
+        estimate = _with_refits(estimate, x, data, pi, following, config, config.refits)
+    return FQEResult(q, v, first, estimate, float(np.sqrt(np.mean(error**2))))
+
+
+def _next_value(v: np.ndarray, following: np.ndarray) -> np.ndarray:
+    """v of the following row, 0 at the end of an episode, [N]."""
+    return np.where(following >= 0, v[following], 0.0)
+
+
+def _cross_fitted(
+    x: np.ndarray,
+    data: LoggedData,
+    pi: np.ndarray,
+    following: np.ndarray,
+    config: FQEConfig,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Q [N, K] of every row, fitted on the users of the other folds; weights [N] count the rows."""
+    fit = _fit_linear if config.kind == "linear" else _fit_mlp
+    folds = user_folds(np.asarray(data.cluster), config.folds, config.seed)
+    q = np.empty_like(pi)
+    for fold in range(config.folds):
+        test = folds == fold
+        train = ~test if config.folds > 1 else test
+        if weights is not None:
+            train = train & (weights > 0)
+        if not train.any():
+            raise DataError("too few users for fitted Q evaluation", hint="use more days or fewer folds")
+        rows = np.flatnonzero(train)
+        # an episode's rows share their user, so the next row is in the same fold
+        position = np.full(len(x), -1, dtype=np.int64)
+        position[rows] = np.arange(len(rows))
+        local = np.where(following[rows] >= 0, position[following[rows]], -1)
+        counts = None if weights is None else weights[rows]
+        q[test] = fit(x[rows], data.action[rows], data.reward[rows], pi[rows], local, counts, config)(x[test])
+    return q
+
+
+def _iterations(following: np.ndarray, config: FQEConfig, least: int) -> int:
+    """Length of the longest episode, or what the config says."""
+    if config.iterations is not None:
+        return config.iterations
+    longest, at = 1, following
+    while (at >= 0).any():
+        longest += 1
+        at = np.where(at >= 0, following[at], -1)
+    return max(longest, least)
+
+
+def _fit_linear(x, action, reward, pi, following, counts, config: FQEConfig):
+    """Equation (1) by least squares on action-interacted features; returns the function x -> Q [N, K]."""
+    ridge = ActionRidge(x, action, pi.shape[1], counts)
+    z, solve = ridge.design(x), ridge.solver(config.shared_penalty, config.action_penalty)
+    coefficients = solve(reward)
+    for _ in range(_iterations(following, config, 1) - 1):
+        v = (pi * (z @ coefficients)).sum(axis=1)
+        coefficients = solve(reward + config.gamma * _next_value(v, following))
+    return lambda features: ridge.design(features) @ coefficients
+
+
+def _fit_mlp(x, action, reward, pi, following, counts, config: FQEConfig):
+    """Equation (1) with a network: each iteration goes on from the last, against the last's frozen values."""
+    standardise = Standardiser(x)
+    scale = float(np.abs(reward).mean()) or 1.0
+    net = build_mlp(x.shape[1], config.hidden, pi.shape[1], config.seed)
+    scaled = standardise(x)
+    inputs, chosen = torch.from_numpy(scaled), torch.from_numpy(action)[:, None]
+    row_weight = torch.ones(len(x)) if counts is None else torch.from_numpy(counts.astype(np.float32))
+    optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    v = np.zeros(len(x))
+    for iteration in range(_iterations(following, config, 10)):
+        target = torch.from_numpy(
+            (reward / scale + config.gamma * _next_value(v, following)).astype(np.float32)
+        )
+
+        def loss(rows: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:
+            error = net(inputs[rows]).gather(1, chosen[rows])[:, 0] - target[rows]
+            return (row_weight[rows] * error.square()).mean()
+
+        fit_adam(
+            net,
+            loss,
+            len(x),
+            epochs=config.epochs_per_iteration,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            seed=config.seed + iteration,
+            optimiser=optimiser,
+        )
+        v = (pi * predict(net, scaled)).sum(axis=1)
+    frozen = deepcopy(net)
+    return lambda features: predict(frozen, standardise(features)) * scale
+
+
+def _with_refits(
+    estimate: Estimate,
+    x: np.ndarray,
+    data: LoggedData,
+    pi: np.ndarray,
+    following: np.ndarray,
+    config: FQEConfig,
+    refits: int,
+) -> Estimate:
+    """Replace the interval by value +- t s, s the deviation of the value over fits on resampled users."""
+    codes, n_clusters = cluster_codes(np.asarray(data.cluster))
+    first = data.grid.rows[:, 0]
+    rng = np.random.default_rng(config.seed)
+    values = []
+    for _ in range(refits):
+        counts = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)[codes].astype(
+            float
+        )
+        q = _cross_fitted(x, data, pi, following, config, counts)
+        values.append(np.average((pi[first] * q[first]).sum(axis=1), weights=counts[first]))
+    error = float(np.std(values, ddof=1))
+    half = t_quantile(estimate.level, refits - 1) * error
+    assert estimate.value is not None
+    return replace(estimate, standard_error=error, low=estimate.value - half, high=estimate.value + half)

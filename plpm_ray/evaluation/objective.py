@@ -1,0 +1,136 @@
+"""The policy value of a navigator on held-out days, cheap enough to ask after every epoch of every trial.
+
+What all policies share, the models of behaviour and reward, is in a `HeldOutLog`, fitted once; then a policy costs its
+scores and a few sums. Rows are decisions (one app entry each); N rows, K pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from plpm_ray.core.config import StrictConfig
+from plpm_ray.evaluation.estimators import DR, SNIPS, Estimate, Estimator
+from plpm_ray.evaluation.fqe import FittedQ, FQEConfig, fitted_q
+from plpm_ray.evaluation.held_out import HeldOutLog
+from plpm_ray.evaluation.inference import Terms
+from plpm_ray.evaluation.metrics import realised_return
+from plpm_ray.evaluation.support import SupportThresholds
+from plpm_ray.policies.base import PolicyConfig
+
+UNITS: Mapping[str, str] = {"dr": "s per session", "snips": "s per session", "fqe": "s per user-day"}
+ESTIMATORS: Mapping[str, type[Estimator]] = {"dr": DR, "snips": SNIPS, "fqe": FittedQ}
+
+
+class ObjectiveConfig(StrictConfig):
+    """What is maximised: a policy value on validation days, never the training loss.
+
+    `objective: snips` is short for `objective: {estimator: snips}`.
+    """
+
+    estimator: Literal["dr", "snips", "fqe"] = Field(
+        "dr",
+        description="dr and snips: seconds of use per session; fqe: seconds per user-day, by fitted Q evaluation",
+    )
+    policy: PolicyConfig = Field(
+        PolicyConfig(), description="how pages are drawn from the scores that are judged"
+    )
+    baseline: str | None = Field(
+        "logged",
+        description="what gains are measured against, on the same rows: logged (what the logs earned), a navigator without training, or null",
+    )
+    behaviour_model: Literal["logistic", "mlp"] = Field(
+        "logistic", description="model of the logging policy where propensities are not recorded"
+    )
+    reward_model: Literal["ridge", "mlp"] = Field("ridge", description="model of a session's seconds, for dr")
+    level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
+    min_effective_samples: float = Field(
+        100.0, ge=1, description="below this effective sample size an estimate is refused"
+    )
+    min_effective_users: float = Field(
+        30.0, ge=1, description="below this effective number of users an estimate is refused"
+    )
+    max_rows: int = Field(
+        500_000, ge=1000, description="about so many sessions judge a trial, and fit the two models, at most; whole users are left out"
+    )
+    max_unsupported: float = Field(
+        0.10,
+        ge=0,
+        le=1,
+        description="largest share of choices on pages that the logs take with probability below 0.01",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        return {"estimator": data} if isinstance(data, str) else data
+
+    def thresholds(self) -> SupportThresholds:
+        """When an estimate is refused."""
+        return SupportThresholds(
+            min_effective_samples=self.min_effective_samples,
+            min_effective_clusters=self.min_effective_users,
+            max_mass_below_floor=self.max_unsupported,
+        )
+
+
+class PolicyValue:
+    """Judges policies on one held-out log.
+
+    Args:
+        log: the held-out rows.
+        config: estimator, thresholds, level.
+        baseline: (N, K) probabilities of the baseline policy; None with `config.baseline` "logged" takes what the logs
+            earned.
+    """
+
+    def __init__(self, log: HeldOutLog, config: ObjectiveConfig, baseline: np.ndarray | None = None) -> None:
+        self.log = log
+        self.config = config
+        self._estimator: Estimator = ESTIMATORS[config.estimator](config.thresholds(), level=config.level)
+        self._samples_of_baseline: np.ndarray | None = None
+        self.baseline: Estimate | None = None
+        if baseline is not None:
+            self.baseline, self._samples_of_baseline = self._judge(baseline)
+            if self.baseline.refused is not None:
+                self._samples_of_baseline = None
+        elif config.baseline == "logged":
+            self._samples_of_baseline = self._logged_samples()
+
+    @property
+    def unit(self) -> str:
+        return UNITS[self.config.estimator]
+
+    @property
+    def baseline_value(self) -> float | None:
+        """Value of the baseline; None where there is none, or it was refused."""
+        return None if self._samples_of_baseline is None else float(self._samples_of_baseline.mean())
+
+    def estimate(self, pi: np.ndarray) -> tuple[Estimate, Estimate | None]:
+        """Value of a policy, and its gain over the baseline paired on the same rows (None without one).
+
+        Args:
+            pi: (N, K) probabilities in every row of the log.
+        """
+        value, samples = self._judge(pi)
+        if self._samples_of_baseline is None:
+            return value, None
+        terms = Terms(samples - self._samples_of_baseline)
+        clusters = self._estimator.sample_clusters(self.log.data)
+        return value, self._estimator.summarise(terms, clusters, value.support, self.log.data)
+
+    def _judge(self, pi: np.ndarray) -> tuple[Estimate, np.ndarray]:
+        data, q_hat = self.log.data, self.log.q_hat
+        if self.config.estimator == "fqe":
+            q_hat = fitted_q(self.log.x, data, pi, FQEConfig(bootstrap=0), self.config.thresholds()).q
+        return self._estimator.estimate(data, pi, q_hat), self._estimator.per_sample(data, pi, q_hat)
+
+    def _logged_samples(self) -> np.ndarray:
+        data = self.log.data
+        if self.config.estimator != "fqe":
+            return data.reward
+        assert data.episode is not None and data.step is not None
+        return realised_return(data.reward, data.episode, data.step, 1.0)[data.grid.rows[:, 0]]
