@@ -103,14 +103,20 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     if path is not None:
         file = Path(path)
         if not file.is_file():
-            raise ConfigError(f"config file {str(file)!r} does not exist", hint="give the path of a YAML file")
+            raise ConfigError(
+                f"config file {str(file)!r} does not exist", hint="give the path of a YAML file"
+            )
         try:
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
             loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} is not valid YAML: {error}", hint="check indentation and quotes") from None
+            raise ConfigError(
+                f"{file} is not valid YAML: {error}", hint="check indentation and quotes"
+            ) from None
         if loaded is not None and not isinstance(loaded, dict):
-            raise ConfigError(f"{file} holds a {type(loaded).__name__}, not a mapping", hint="write `key: value` lines")
+            raise ConfigError(
+                f"{file} holds a {type(loaded).__name__}, not a mapping", hint="write `key: value` lines"
+            )
         data = loaded or {}
         if root is not None:
             _collect_lines(root, (), lines, str(file))
@@ -131,7 +137,10 @@ def validate(model: type[Model], source: ConfigSource, section: KeyPath = (), da
         return model.model_validate(raw)
     except ValidationError as error:
         problems = [_describe(item, model, source, section) for item in error.errors()]
-        raise ConfigError("; ".join(p for p, _ in problems), hint="; ".join(dict.fromkeys(h for _, h in problems if h)) or None) from None
+        raise ConfigError(
+            "; ".join(p for p, _ in problems),
+            hint="; ".join(dict.fromkeys(h for _, h in problems if h)) or None,
+        ) from None
 
 
 def load_config(model: type[Model], path: str | Path | None, overrides: Sequence[str] = ()) -> Model:
@@ -142,6 +151,11 @@ def load_config(model: type[Model], path: str | Path | None, overrides: Sequence
 def _collect_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise ConfigError(
+                    f"{name}:{key.start_mark.line + 1}: key {key.value!r} is not a string for YAML",
+                    hint=f'write "{key.value}" in quotes',
+                )
             here = (*path, key.value)
             if here in lines:
                 raise ConfigError(
@@ -163,7 +177,9 @@ def _apply_override(source: ConfigSource, text: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: the value is not valid YAML", hint="quote it for the shell") from None
+        raise ConfigError(
+            f"--set {text!r}: the value is not valid YAML", hint="quote it for the shell"
+        ) from None
     path: list[str | int] = []
     target: Any = source.data
     parts = key.strip().split(".")
@@ -171,7 +187,10 @@ def _apply_override(source: ConfigSource, text: str) -> None:
         step: str | int = part
         if isinstance(target, list):
             if not part.isdigit() or int(part) >= len(target):
-                raise ConfigError(f"--set {text!r}: {'.'.join(parts[:depth])} is a list of {len(target)}", hint="use an index in it")
+                raise ConfigError(
+                    f"--set {text!r}: {'.'.join(parts[:depth])} is a list of {len(target)}",
+                    hint="use an index in it",
+                )
             step = int(part)
         path.append(step)
         if depth == len(parts) - 1:
@@ -185,7 +204,9 @@ def _apply_override(source: ConfigSource, text: str) -> None:
     source.overrides[tuple(path)] = text
 
 
-def _describe(item: Mapping[str, Any], model: type[BaseModel], source: ConfigSource, section: KeyPath) -> tuple[str, str | None]:
+def _describe(
+    item: Mapping[str, Any], model: type[BaseModel], source: ConfigSource, section: KeyPath
+) -> tuple[str, str | None]:
     location: KeyPath = tuple(item["loc"])
     path = (*section, *location)
     dotted = ".".join(map(str, path)) or "(top level)"

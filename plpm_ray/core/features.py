@@ -116,8 +116,13 @@ class RawFeatures:
     def take(self, rows: np.ndarray) -> RawFeatures:
         """The rows at the given positions (or a boolean mask)."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        cats = {k: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index] for k, v in self.categorical.items()}
-        return RawFeatures(self.schema, self.numeric[index], cats, {k: v[index] for k, v in self.sequences.items()})
+        cats = {
+            k: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index]
+            for k, v in self.categorical.items()
+        }
+        return RawFeatures(
+            self.schema, self.numeric[index], cats, {k: v[index] for k, v in self.sequences.items()}
+        )
 
     def to_columns(self) -> dict[str, pa.Array]:
         """Arrow columns for storage: `x_numeric` (FixedSizeList<float>), `cat:<name>`, `seq:<name>`."""
@@ -135,10 +140,17 @@ class RawFeatures:
         Raises:
             DataError: the table was written under another schema.
         """
-        needed = ["x_numeric", *(f"cat:{c}" for c in schema.categorical), *(f"seq:{s}" for s in schema.sequences)]
+        needed = [
+            "x_numeric",
+            *(f"cat:{c}" for c in schema.categorical),
+            *(f"seq:{s}" for s in schema.sequences),
+        ]
         lacking = [name for name in needed if name not in table.column_names]
         if lacking:
-            raise DataError(f"the table lacks feature column {lacking[0]!r}", hint="build the features again with this schema")
+            raise DataError(
+                f"the table lacks feature column {lacking[0]!r}",
+                hint="build the features again with this schema",
+            )
         numeric = unpack(table["x_numeric"])
         if numeric.shape[1] != len(schema.numeric):
             raise DataError(
@@ -231,7 +243,9 @@ class FeatureSpec:
         cat = np.empty((len(raw), len(self.vocabularies)), dtype=np.int32)
         for j, name in enumerate(self.schema.categorical):
             cat[:, j] = _codes(raw.categorical[name], self.vocabularies[j])
-        return Encoded(dense, cat, self._bins(raw.numeric) if bins else None, self._sequences(raw) if sequences else None)
+        return Encoded(
+            dense, cat, self._bins(raw.numeric) if bins else None, self._sequences(raw) if sequences else None
+        )
 
     def _bins(self, numeric: np.ndarray) -> np.ndarray:
         out = np.empty(numeric.shape, dtype=np.int32)
@@ -272,7 +286,9 @@ class FeatureSpec:
 
 def squash(values: np.ndarray) -> np.ndarray:
     """sign(x) log(1 + |x|) as float32; a new array. NaN stays NaN."""
-    out = np.abs(values, dtype=np.float32) if values.dtype == np.float32 else np.abs(values).astype(np.float32)
+    out = (
+        np.abs(values, dtype=np.float32) if values.dtype == np.float32 else np.abs(values).astype(np.float32)
+    )
     np.log1p(out, out=out)
     return np.copysign(out, values, out=out)
 
@@ -295,7 +311,14 @@ def _codes(values: Any, vocabulary: Sequence[Any]) -> np.ndarray:
 class SpecFitter:
     """Collects what a FeatureSpec needs, bucket by bucket; mergeable, so that buckets are scanned in parallel."""
 
-    def __init__(self, schema: FeatureSchema, *, max_bins: int = 16, max_vocabulary: int = 1000, sample_rows: int = 20_000):
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        *,
+        max_bins: int = 16,
+        max_vocabulary: int = 1000,
+        sample_rows: int = 20_000,
+    ):
         self.schema = schema
         self.max_bins = max_bins
         self.max_vocabulary = max_vocabulary
@@ -342,7 +365,9 @@ class SpecFitter:
             DataError: no row was seen.
         """
         if not self.samples:
-            raise DataError("the training window holds no sessions to fit the features on", hint="check the split's days")
+            raise DataError(
+                "the training window holds no sessions to fit the features on", hint="check the split's days"
+            )
         n = np.maximum(self.count, 1)
         mean = self.total / n
         std = np.sqrt(np.maximum(self.square / n - mean**2, 0.0))
@@ -351,7 +376,11 @@ class SpecFitter:
         edges = []
         for j in range(sample.shape[1]):
             column = sample[~np.isnan(sample[:, j]), j]
-            edges.append(np.unique(np.quantile(column, quantiles, method="lower")).astype(np.float32) if len(column) else np.empty(0, np.float32))
+            edges.append(
+                np.unique(np.quantile(column, quantiles, method="lower")).astype(np.float32)
+                if len(column)
+                else np.empty(0, np.float32)
+            )
         vocabularies = []
         for counter in self.counters:
             common = sorted(counter.items(), key=lambda item: (-item[1], item[0]))[: self.max_vocabulary]

@@ -80,7 +80,8 @@ class PageCatalogue(StrictConfig):
         if position is None:
             near = difflib.get_close_matches(str(name), self.names, n=1)
             raise ConfigError(
-                f"unknown page {name!r}", hint=f"pages are {list(self.names)}" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"unknown page {name!r}",
+                hint=f"pages are {list(self.names)}" + (f"; did you mean {near[0]!r}?" if near else ""),
             )
         return position
 
@@ -114,7 +115,8 @@ class PageCatalogue(StrictConfig):
             value_set = pa.array([raw for raw, _ in known], type=array.type)
         else:
             raise DataError(
-                f"page values are {array.type}", hint="pages must be strings or integers; cast the column or map another"
+                f"page values are {array.type}",
+                hint="pages must be strings or integers; cast the column or map another",
             )
         positions = np.array([k for _, k in known] + [-1], dtype=np.int16)
         if self.other is not None:

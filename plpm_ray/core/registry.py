@@ -36,7 +36,10 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
     def add(cls: T) -> T:
         known = _entries[kind].get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ConfigError(f"{kind} {name!r} is registered twice: {known.__module__} and {cls.__module__}", hint="rename one")
+            raise ConfigError(
+                f"{kind} {name!r} is registered twice: {known.__module__} and {cls.__module__}",
+                hint="rename one",
+            )
         cls.name = name  # type: ignore[attr-defined]
         _entries[kind][name] = cls
         return cls
@@ -54,7 +57,10 @@ def lookup(kind: Kind, name: str) -> Any:
         _search(kind)
     if name not in _entries[kind]:
         hint = nearest(name, _entries[kind])
-        raise ConfigError(f"unknown {kind} {name!r}", hint=f"{hint}; a class of your own is loaded with `plugins: [path/to/file.py]`")
+        raise ConfigError(
+            f"unknown {kind} {name!r}",
+            hint=f"{hint}; a class of your own is loaded with `plugins: [path/to/file.py]`",
+        )
     return _entries[kind][name]
 
 
@@ -79,13 +85,18 @@ def load_plugins(plugins: Sequence[str]) -> None:
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"plugin {plugin!r} cannot be imported: {error}", hint="it must import without errors by itself") from error
+            raise ConfigError(
+                f"plugin {plugin!r} cannot be imported: {error}",
+                hint="it must import without errors by itself",
+            ) from error
 
 
 def _load_file(path: Path) -> None:
     path = path.resolve()
     if not path.is_file():
-        raise ConfigError(f"plugin {str(path)!r} does not exist", hint="`plugins` takes file paths or module names")
+        raise ConfigError(
+            f"plugin {str(path)!r} does not exist", hint="`plugins` takes file paths or module names"
+        )
     name = f"plpm_plugin_{path.stem}"
     if _plugins.get(name) == path:
         return

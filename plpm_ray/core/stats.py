@@ -70,17 +70,25 @@ class TableStats:
         return 24.0 * self.hour_use_s / total if total > 0 else np.ones(24)
 
     def step_activity(self, n_steps: int) -> np.ndarray:
-        """(n_steps,) relative frequency of the day's entry number, mean 1; the last cell holds all later ones."""
+        """(n_steps,) relative frequency of the day's entry number; the last cell holds all later ones.
+
+        With p_n the share of sessions that are a user's n-th of the day it is p_n / sum_m p_m^2: how common the entry
+        number is against what a session meets on average. Its mean over sessions is 1, whatever n_steps is; a mean over
+        entry numbers would instead grow with the number of cells, most of which hold next to nothing.
+        """
         n_steps = min(n_steps, MAX_STEP)
         counts = self.step_sessions[:n_steps].copy()
         counts[-1] += self.step_sessions[n_steps:].sum()
         total = counts.sum()
-        return n_steps * counts / total if total > 0 else np.ones(n_steps)
+        share = counts / total if total > 0 else np.full(n_steps, 1 / n_steps)
+        return share / (share**2).sum()
 
     def to_dict(self) -> dict[str, Any]:
         return {f.name: np.asarray(getattr(self, f.name)).tolist() for f in fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableStats:
-        arrays = {k: np.asarray(v, dtype=np.float64) for k, v in data.items() if k not in ("sessions", "use_s")}
+        arrays = {
+            k: np.asarray(v, dtype=np.float64) for k, v in data.items() if k not in ("sessions", "use_s")
+        }
         return cls(sessions=int(data["sessions"]), use_s=float(data["use_s"]), **arrays)

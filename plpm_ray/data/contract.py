@@ -125,7 +125,12 @@ def column_type(kind: ColumnKind) -> pa.DataType:
 
 
 ASSIGNMENTS_SCHEMA = pa.schema(
-    [pa.field("user_id", pa.int64()), pa.field("arm", pa.string()), pa.field("start_day", pa.date32()), pa.field("end_day", pa.date32())]
+    [
+        pa.field("user_id", pa.int64()),
+        pa.field("arm", pa.string()),
+        pa.field("start_day", pa.date32()),
+        pa.field("end_day", pa.date32()),
+    ]
 )
 
 
@@ -165,7 +170,10 @@ class Warehouse:
         """
         root = Path(root)
         if not (root / "manifest.json").exists():
-            raise StorageError(f"{root} holds no tables (no manifest.json)", hint="run `plpm data` first, or give the right folder")
+            raise StorageError(
+                f"{root} holds no tables (no manifest.json)",
+                hint="run `plpm data` first, or give the right folder",
+            )
         return cls(root, DatasetInfo.from_dict(read_json(root / "manifest.json")))
 
     @property

@@ -61,7 +61,8 @@ class DayTable:
             return {}
         days = read_json(path)["days"]
         found = {
-            day_number(name): DayEntry(e["gen"], {int(b): n for b, n in e["rows"].items()}, e["inputs"]) for name, e in days.items()
+            day_number(name): DayEntry(e["gen"], {int(b): n for b, n in e["rows"].items()}, e["inputs"])
+            for name, e in days.items()
         }
         return dict(sorted(found.items()))
 
@@ -86,7 +87,13 @@ class DayTable:
         write_parquet(self.path(day, gen, bucket), table)
         return table.num_rows
 
-    def commit(self, gen: str, days: Mapping[int, Mapping[int, int]], inputs: Mapping[int, str] | None = None, drop: Iterable[int] = ()) -> None:
+    def commit(
+        self,
+        gen: str,
+        days: Mapping[int, Mapping[int, int]],
+        inputs: Mapping[int, str] | None = None,
+        drop: Iterable[int] = (),
+    ) -> None:
         """Makes a generation the valid one of the given days (day -> rows per bucket) and removes what it replaces.
 
         Days not named stay as they are; days in `drop` disappear.
@@ -94,9 +101,12 @@ class DayTable:
         before = self.entries()
         after = {d: e for d, e in before.items() if d not in set(drop)}
         for day, rows in days.items():
-            after[day] = DayEntry(gen, {b: n for b, n in sorted(rows.items()) if n}, (inputs or {}).get(day, ""))
+            after[day] = DayEntry(
+                gen, {b: n for b, n in sorted(rows.items()) if n}, (inputs or {}).get(day, "")
+            )
         record: dict[str, Any] = {
-            day_name(d): {"gen": e.gen, "rows": {str(b): n for b, n in e.rows.items()}, "inputs": e.inputs} for d, e in sorted(after.items())
+            day_name(d): {"gen": e.gen, "rows": {str(b): n for b, n in e.rows.items()}, "inputs": e.inputs}
+            for d, e in sorted(after.items())
         }
         write_json(self.root / "_manifest.json", {"format": 1, "days": record})
         for day, entry in before.items():
@@ -106,7 +116,9 @@ class DayTable:
     def discard(self, gen: str) -> None:
         """Removes what a failed writer left of an uncommitted generation."""
         if any(e.gen == gen for e in self.entries().values()):
-            raise StorageError(f"generation {gen} of {self.root} is committed", hint="commit another generation over it")
+            raise StorageError(
+                f"generation {gen} of {self.root} is committed", hint="commit another generation over it"
+            )
         for folder in self.root.glob(f"day=*/gen={gen}"):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -116,7 +128,9 @@ class DayTable:
         wanted = entries.keys() if days is None else sorted(set(days) & entries.keys())
         return [(d, self.path(d, entries[d].gen, bucket)) for d in wanted if entries[d].rows.get(bucket)]
 
-    def read(self, bucket: int, days: Iterable[int] | None = None, columns: list[str] | None = None) -> pa.Table | None:
+    def read(
+        self, bucket: int, days: Iterable[int] | None = None, columns: list[str] | None = None
+    ) -> pa.Table | None:
         """One bucket of the given days, in day order; None where there is nothing."""
         tables = [read_parquet(path, columns) for _, path in self.files(bucket, days)]
         return pa.concat_tables(tables).combine_chunks() if tables else None

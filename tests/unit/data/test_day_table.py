@@ -11,7 +11,10 @@ from plpm_ray.data.day_table import DayTable, day_name, day_number
 
 def fill(table, days, value, buckets=2):
     gen = table.new_generation()
-    rows = {d: {b: table.write(d, gen, b, pa.table({"v": [value] * (b + 1)})) for b in range(buckets)} for d in days}
+    rows = {
+        d: {b: table.write(d, gen, b, pa.table({"v": [value] * (b + 1)})) for b in range(buckets)}
+        for d in days
+    }
     table.commit(gen, rows)
     return gen
 

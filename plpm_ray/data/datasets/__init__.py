@@ -1,0 +1,1 @@
+"""Dataset adapters: one file per official layout, found by their registered names."""

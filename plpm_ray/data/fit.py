@@ -1,0 +1,108 @@
+"""Fits the feature spec and the totals of the training window, bucket by bucket, and remembers them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plpm_ray.core.config import config_hash
+from plpm_ray.core.errors import DataError
+from plpm_ray.core.features import FeatureSpec, RawFeatures, SpecFitter
+from plpm_ray.core.stats import TableStats
+from plpm_ray.core.storage import read_json, write_json
+from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.day_table import day_name
+from plpm_ray.data.ray_exec import Backend, run_tasks
+
+_VERSION = 1
+_DAYS_AT_A_TIME = 7
+_SAMPLE_ROWS = 200_000
+_STATS_COLUMNS = ("landing_page", "use_s", "landing_dwell_s", "hour", "step")
+
+
+def fit_spec(
+    warehouse: Warehouse, train_days: Sequence[int], *, backend: Backend = "local", workers: int | None = None
+) -> tuple[FeatureSpec, TableStats]:
+    """The encoder and the totals of the training window.
+
+    They are kept in `<root>/fitted/<fingerprint>.json` and read from there as long as the days' tables are
+    the same.
+
+    Args:
+        warehouse: its transition table must hold the days.
+        train_days: days since 1970-01-01.
+        backend, workers: as in `run_tasks`; the result does not depend on them.
+
+    Raises:
+        DataError: a day has no transition table, or the days hold no sessions.
+    """
+    days = sorted(set(train_days))
+    table = warehouse.transitions
+    lacking = sorted(set(days) - table.entries().keys())
+    if lacking:
+        raise DataError(
+            f"the transition table of {day_name(lacking[0])} is not built", hint="run `plpm data`"
+        )
+    schema = warehouse.info.features
+    fingerprint = config_hash([_VERSION, days, table.fingerprint(days), schema.to_dict()], length=16)
+    path = warehouse.root / "fitted" / f"{fingerprint}.json"
+    if path.exists():
+        kept = read_json(path)
+        return FeatureSpec.from_dict(kept["spec"]), TableStats.from_dict(kept["stats"])
+    chunks = [days[i : i + _DAYS_AT_A_TIME] for i in range(0, len(days), _DAYS_AT_A_TIME)]
+    sample_rows = max(200, _SAMPLE_ROWS // max(1, warehouse.info.n_buckets * len(chunks)))
+    items = [_Part(warehouse.root, bucket, chunks, sample_rows) for bucket in range(warehouse.info.n_buckets)]
+    fitter, stats = SpecFitter(schema), _no_stats(len(schema.pages))
+    for part_fitter, part_stats in run_tasks(
+        _fit_bucket, items, backend=backend, workers=workers, progress="fitting features"
+    ):
+        fitter.merge(part_fitter)
+        stats += part_stats
+    # both ways give the same numbers: what is returned now is what will be read later
+    kept = {"spec": fitter.finish().to_dict(), "stats": stats.to_dict(), "days": [day_name(d) for d in days]}
+    write_json(path, kept)
+    return FeatureSpec.from_dict(kept["spec"]), TableStats.from_dict(kept["stats"])
+
+
+@dataclass(frozen=True)
+class _Part:
+    root: Path
+    bucket: int
+    chunks: list[list[int]]
+    sample_rows: int
+
+
+def _fit_bucket(part: _Part) -> tuple[SpecFitter, TableStats]:
+    warehouse = Warehouse.open(part.root)
+    schema = warehouse.info.features
+    features = [
+        "x_numeric",
+        *(f"cat:{c}" for c in schema.categorical),
+        *(f"seq:{s}" for s in schema.sequences),
+    ]
+    fitter, stats = SpecFitter(schema, sample_rows=part.sample_rows), _no_stats(len(schema.pages))
+    for days in part.chunks:
+        table = warehouse.transitions.read(part.bucket, days, [*_STATS_COLUMNS, *features])
+        if table is None:
+            continue
+        fitter.update(RawFeatures.from_table(schema, table))
+        landing, use_s, landing_dwell_s, hour, step = (table[name].to_numpy() for name in _STATS_COLUMNS)
+        stats += TableStats.of(
+            len(schema.pages),
+            landing=landing,
+            use_s=use_s,
+            landing_dwell_s=landing_dwell_s,
+            hour=hour,
+            step=step,
+        )
+    return fitter, stats
+
+
+def _no_stats(n_pages: int) -> TableStats:
+    nothing, whole = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+    return TableStats.of(
+        n_pages, landing=whole, use_s=nothing, landing_dwell_s=nothing, hour=whole, step=whole
+    )

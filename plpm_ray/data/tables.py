@@ -1,0 +1,315 @@
+"""Sessions -> transition table: one row a session, with its outcome and the features at its entry; incremental.
+
+A day is computed anew only if something it depends on has changed: the sessions of the days that can matter
+to it (see `day_inputs`), the profiles, the feature schema, or FEATURE_VERSION. Every bucket is one task that
+walks through the days in chunks and keeps no more than a chunk with its lookback in memory; all new days
+become visible in one commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from plpm_ray.core.config import config_hash
+from plpm_ray.core.errors import DataError
+from plpm_ray.core.features import RawFeatures
+from plpm_ray.core.storage import read_parquet
+from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.day_inputs import DayInputs, chunked, day_inputs
+from plpm_ray.data.day_table import DayEntry, day_name
+from plpm_ray.data.features.batch import batch_features
+from plpm_ray.data.features.sessions import SESSION_INPUTS, EntryArrays, SessionArrays, user_codes
+from plpm_ray.data.features.shared import seconds
+from plpm_ray.data.ray_exec import Backend, run_tasks
+
+FEATURE_VERSION = 1
+"""To be raised whenever the meaning of a feature or column changes: all tables are then computed anew."""
+
+CHUNK_DAYS = 14
+Horizon = Literal["day", "continuing"]
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What `build_transitions` did: days (since 1970-01-01) computed, left as they were, and removed; rows written."""
+
+    recomputed: list[int]
+    unchanged: list[int]
+    dropped: list[int]
+    rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `summary.json`, with days as `YYYY-MM-DD`."""
+        lists = {name: [day_name(d) for d in getattr(self, name)] for name in ("recomputed", "dropped")}
+        return {**lists, "unchanged_days": len(self.unchanged), "rows": self.rows}
+
+
+def build_transitions(
+    warehouse: Warehouse,
+    days: Sequence[int] | None = None,
+    *,
+    backend: Backend = "local",
+    workers: int | None = None,
+    chunk_days: int = CHUNK_DAYS,
+) -> BuildSummary:
+    """Brings the transition table up to date with sessions and profiles.
+
+    Args:
+        warehouse: sessions in, transitions out.
+        days: only these days (since 1970-01-01); all by default. Days that the sessions no longer hold are
+            removed.
+        backend, workers: as in `run_tasks`; the rows and their order do not depend on them.
+        chunk_days: days computed at once; memory of a task is that of `chunk_days` + 30 days of one bucket.
+
+    Raises:
+        DataError: a session or profile file is missing or damaged; the table stays as it was.
+    """
+    sessions, table = warehouse.sessions.entries(), warehouse.transitions
+    built = table.entries()
+    in_scope = sessions.keys() | built.keys() if days is None else set(days)
+    inputs = day_inputs(warehouse, sessions)
+    common = [FEATURE_VERSION, warehouse.info.features.to_dict(), _profile_fingerprint(warehouse)]
+    prints = {d: _fingerprint(d, inputs, sessions, common) for d in sorted(in_scope & sessions.keys())}
+    stale = [d for d in prints if d not in built or built[d].inputs != prints[d]]
+    dropped = sorted(in_scope & built.keys() - sessions.keys())
+    rows: dict[int, dict[int, int]] = {d: {} for d in stale}
+    if stale or dropped:
+        gen = table.new_generation()
+        buckets = range(warehouse.info.n_buckets)
+        plan = [_Chunk.of(chunk, inputs, sessions) for chunk in chunked(stale, chunk_days)]
+        items = [_Task(warehouse.root, bucket, gen, plan) for bucket in buckets]
+        try:
+            counts = run_tasks(
+                _build_bucket, items, backend=backend, workers=workers, progress="building transitions"
+            )
+        except BaseException:
+            table.discard(gen)
+            raise
+        for bucket, written in zip(buckets, counts, strict=True):
+            for day, n in written.items():
+                rows[day][bucket] = n
+        table.commit(gen, rows, {d: prints[d] for d in stale}, drop=dropped)
+    total = sum(sum(r.values()) for r in rows.values())
+    return BuildSummary(stale, [d for d in prints if d not in rows], dropped, total)
+
+
+def read_transitions(
+    warehouse: Warehouse, bucket: int, days: Sequence[int] | None = None, columns: list[str] | None = None
+) -> pa.Table | None:
+    """Transitions of one bucket, days one after the other, with an int32 column `day` put in front.
+
+    Args:
+        bucket: 0 to n_buckets - 1.
+        days: days since 1970-01-01; all by default; days not built are left out.
+        columns: columns to read beside `day`; all by default.
+
+    Returns:
+        Rows sorted by (day, user_id, entry_time, session_id); None where there are none.
+    """
+    tables = []
+    for day, path in warehouse.transitions.files(bucket, days):
+        table = read_parquet(path, columns)
+        tables.append(table.add_column(0, "day", pa.array(np.full(len(table), day, dtype=np.int32))))
+    return pa.concat_tables(tables).combine_chunks() if tables else None
+
+
+def next_rows(
+    users: pa.Array | pa.ChunkedArray | np.ndarray, done: np.ndarray, horizon: Horizon = "day"
+) -> np.ndarray:
+    """Row of each transition's next state.
+
+    Args:
+        users: (n,) user ids in the order of `read_transitions`.
+        done: (n,) bool, last of the user's local day.
+        horizon: "day" ends at `done`; "continuing" goes on to the same user's next row of a later day.
+
+    Returns:
+        (n,) int64, -1 where there is no next state.
+    """
+    n = len(done)
+    following = np.arange(1, n + 1, dtype=np.int64)
+    if horizon == "day":
+        following[np.asarray(done, dtype=bool)] = -1
+        following[following == n] = -1
+        return following
+    (codes,) = user_codes(users)
+    order = np.argsort(codes, kind="stable")
+    same = codes[order[1:]] == codes[order[:-1]]
+    following[:] = -1
+    following[order[:-1][same]] = order[1:][same]
+    return following
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Days computed together, the generation of every session day they need, and the oldest exit day that matters."""
+
+    days: list[int]
+    sources: dict[int, DayEntry]
+    oldest_exit_day: int
+
+    @classmethod
+    def of(cls, days: list[int], inputs: DayInputs, sessions: Mapping[int, DayEntry]) -> _Chunk:
+        needed = sorted({source for day in days for source in inputs.of(day)} | set(days))
+        return cls(days, {d: sessions[d] for d in needed}, inputs.oldest_exit_day(days[0]))
+
+
+@dataclass(frozen=True)
+class _Task:
+    root: Path
+    bucket: int
+    gen: str
+    plan: list[_Chunk]
+
+
+@dataclass(frozen=True)
+class _History:
+    """Sessions of one day and bucket: user ids and arrays."""
+
+    users: pa.Array
+    sessions: SessionArrays
+
+
+def _fingerprint(day: int, inputs: DayInputs, sessions: Mapping[int, DayEntry], common: list[Any]) -> str:
+    return config_hash([common, [[d, sessions[d].gen] for d in sorted({*inputs.of(day), day})]], length=16)
+
+
+def _profile_fingerprint(warehouse: Warehouse) -> str:
+    """Hash of the profile files' content, so that writing the same profiles again changes nothing."""
+    if not warehouse.info.profile:
+        return ""
+    digest = hashlib.sha256()
+    for bucket in range(warehouse.info.n_buckets):
+        path = warehouse.users_file(bucket)
+        if path.exists():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _build_bucket(task: _Task) -> dict[int, int]:
+    """Computes and writes all stale days of one bucket; day -> rows."""
+    warehouse = Warehouse.open(task.root)
+    context = list(warehouse.info.context)
+    columns = ["user_id", *SESSION_INPUTS, "propensity", *context]
+    profiles = _read_profiles(warehouse, task.bucket)
+    history: dict[int, _History] = {}
+    written: dict[int, int] = {}
+    for chunk in task.plan:
+        files = {
+            d: warehouse.sessions.path(d, e.gen, task.bucket)
+            for d, e in chunk.sources.items()
+            if e.rows.get(task.bucket)
+        }
+        tables = {d: read_parquet(files[d], columns) for d in chunk.days if d in files}
+        if not tables:
+            continue
+        history = {d: history[d] for d in files if d in history}
+        for day, path in files.items():
+            if day in tables:
+                history[day] = _History(_ids(tables[day]), SessionArrays.from_table(tables[day]))
+            elif day not in history:
+                history[day] = _lookback(
+                    read_parquet(path, ["user_id", *SESSION_INPUTS]), chunk.oldest_exit_day
+                )
+        for day, table in _chunk_transitions(warehouse, tables, history, profiles).items():
+            written[day] = warehouse.transitions.write(day, task.gen, task.bucket, table)
+    return written
+
+
+def _lookback(table: pa.Table, oldest_exit_day: int) -> _History:
+    sessions = SessionArrays.from_table(table)
+    matters = sessions.exit_day >= oldest_exit_day
+    if matters.all():
+        return _History(_ids(table), sessions)
+    return _History(_ids(table).filter(pa.array(matters)), sessions.take(matters))
+
+
+def _chunk_transitions(
+    warehouse: Warehouse, tables: dict[int, pa.Table], history: dict[int, _History], profiles: pa.Table | None
+) -> dict[int, pa.Table]:
+    wanted = pa.concat_tables(tables.values()).combine_chunks()
+    order = sorted(history)
+    *codes, entry_codes = user_codes(*(history[d].users for d in order), wanted["user_id"])
+    raw = batch_features(
+        np.concatenate(codes),
+        SessionArrays.concat([history[d].sessions for d in order]),
+        entry_codes,
+        EntryArrays.from_table(wanted),
+        warehouse.info.features,
+        context={name: wanted[name] for name in warehouse.info.context},
+        profile=None if profiles is None else _joined(profiles, wanted["user_id"]),
+    )
+    made: dict[int, pa.Table] = {}
+    start = 0
+    for day, table in tables.items():
+        rows = slice(start, start + len(table))
+        made[day] = _transitions(table, history[day].sessions, entry_codes[rows], raw, rows)
+        start = rows.stop
+    return made
+
+
+def _transitions(
+    table: pa.Table, sessions: SessionArrays, codes: np.ndarray, raw: RawFeatures, rows: slice
+) -> pa.Table:
+    """The transition table of one day; its sessions are sorted by (user, entry, session)."""
+    n = len(table)
+    changes = codes[1:] != codes[:-1]
+    position = np.arange(n)
+    step = position - np.maximum.accumulate(np.where(np.append(True, changes), position, 0))
+    part = RawFeatures(
+        raw.schema,
+        raw.numeric[rows],
+        {name: values[rows] for name, values in raw.categorical.items()},
+        {name: values[rows] for name, values in raw.sequences.items()},
+    )
+    return pa.table(
+        {
+            "user_id": table["user_id"],
+            "session_id": table["session_id"],
+            "entry_time": table["entry_time"],
+            "landing_page": table["landing_page"],
+            "use_s": seconds(sessions.use_ms),
+            "landing_dwell_s": seconds(sessions.landing_dwell_ms),
+            "switches": np.minimum(sessions.switches, np.iinfo(np.int16).max).astype(np.int16),
+            "hour": part.categorical["hour"].astype(np.int8),
+            "step": np.minimum(step, np.iinfo(np.int16).max).astype(np.int16),
+            "done": np.append(changes, True),
+            "propensity": table["propensity"],
+            **part.to_columns(),
+        }
+    )
+
+
+def _read_profiles(warehouse: Warehouse, bucket: int) -> pa.Table | None:
+    path = warehouse.users_file(bucket)
+    if not warehouse.info.profile or not path.exists():
+        return None
+    profiles = read_parquet(path, ["user_id", *warehouse.info.profile])
+    if profiles["user_id"].null_count:
+        raise DataError(f"{path} holds null user ids", hint="ingest the profiles again")
+    return profiles
+
+
+def _joined(profiles: pa.Table, users: pa.ChunkedArray) -> dict[str, pa.Array]:
+    """Profile columns of each of the given users, null for those without a profile."""
+    known, codes = user_codes(profiles["user_id"], users)
+    row = np.full(max(known.max(initial=-1), codes.max(initial=-1)) + 1, -1, dtype=np.int64)
+    row[known] = np.arange(len(known))
+    found = row[codes]
+    at = pa.array(found, mask=found < 0)
+    return {
+        name: profiles[name].combine_chunks().take(at) for name in profiles.column_names if name != "user_id"
+    }
+
+
+def _ids(table: pa.Table) -> pa.Array:
+    return table["user_id"].combine_chunks()
