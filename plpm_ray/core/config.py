@@ -59,7 +59,9 @@ def tunables(model: type[BaseModel], prefix: str = "") -> dict[str, Tunable]:
     """Dotted name -> Tunable for every field of a config class that declares one, nested configs included."""
     found: dict[str, Tunable] = {}
     for name, info in model.model_fields.items():
-        found.update({prefix + name: item for item in info.metadata if isinstance(item, Tunable)})
+        for item in info.metadata:
+            if isinstance(item, Tunable):
+                found[prefix + name] = item
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             found.update(tunables(info.annotation, f"{prefix}{name}."))
     return found
@@ -181,10 +183,10 @@ def _apply_override(source: ConfigSource, text: str) -> None:
             f"--set {text!r}: the value is not valid YAML", hint="quote it for the shell"
         ) from None
     path: list[str | int] = []
-    target: Any = source.data
+    target: Any = source.data  # a mapping or a list, whatever the file holds
     parts = key.strip().split(".")
     for depth, part in enumerate(parts):
-        step: str | int = part
+        step: Any = part
         if isinstance(target, list):
             if not part.isdigit() or int(part) >= len(target):
                 raise ConfigError(

@@ -6,6 +6,9 @@ they are called, and the spec fitted on the training window that travels in ever
 Shapes: B rows, N numeric features, F categorical features, S sequences of T steps (newest first).
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, so a type checker does not know them
+
 from __future__ import annotations
 
 from collections import Counter

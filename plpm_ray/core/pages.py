@@ -1,5 +1,8 @@
 """The page catalogue: which landing pages exist, in which order, and what the logs call them."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, so a type checker does not know them
+
 from __future__ import annotations
 
 import difflib
@@ -101,7 +104,7 @@ class PageCatalogue(StrictConfig):
         Raises:
             DataError: the values are neither strings nor integers.
         """
-        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        array: Any = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
         if pa.types.is_dictionary(array.type):

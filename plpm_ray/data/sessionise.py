@@ -30,6 +30,7 @@ EVENT_COLUMNS = ("user_id", "time_ms", "page", "duration_ms")
 """Required columns of events. `video_views` (count) and `watch_ms` are summed, all others belong to the session."""
 
 _CHUNK = 1 << 16  # rows hashed at a time: what is written in between stays in the cache
+_BLOCK = 1 << 18  # events worked on at a time
 _SUMMED = ("video_views", "watch_ms")
 _DEFAULT_TYPES = {"policy": pa.string(), "propensity": pa.float64(), "experiment_arm": pa.string()}
 
@@ -86,10 +87,13 @@ def sessionise(
             so far apart that they cannot be right.
     """
     _check(events, gap_ms)
-    columns = {name: _contiguous(events[name]) for name in events.column_names}
-    runs = _find_runs(columns, gap_ms)
-    found = _session_columns(columns, runs)
-    return _assemble(found, len(runs.first_row), utc_offset_min, schema)
+    tables = []
+    for block in _blocks(events):
+        columns = {name: _contiguous(block[name]) for name in events.column_names}
+        runs = _find_runs(columns, gap_ms)
+        found = _session_columns(columns, runs)
+        tables.append(_assemble(found, len(runs.first_row), utc_offset_min, schema))
+    return pa.concat_tables(tables)
 
 
 def session_ids(users: pa.Array, entry_ms: np.ndarray) -> np.ndarray:
@@ -128,6 +132,25 @@ class _Runs:
     first_row: np.ndarray
     entry_ms: np.ndarray
     exit_ms: np.ndarray
+
+
+def _blocks(events: pa.Table) -> list[pa.Table]:
+    """Events split by ranges of users, in user order, so that what is computed on a block stays in the cache."""
+    n = len(events)
+    n_blocks = min(-(-n // _BLOCK), 256)
+    if n_blocks <= 1:
+        return [events]
+    codes = _user_codes(_contiguous(events["user_id"]))
+    leading = np.uint64(max(int(codes.max()).bit_length() - 16, 0))
+    digit = (codes >> leading).astype(np.uint16)
+    counts = np.bincount(digit, minlength=1 << 16)
+    block_of = ((np.cumsum(counts) - counts) * n_blocks // n).astype(np.uint8)
+    blocks = block_of[digit]
+    ordered = pc.take(events.combine_chunks(), pa.array(np.argsort(blocks, kind="stable")), boundscheck=False)
+    ends = np.cumsum(np.bincount(blocks)).tolist()
+    return [
+        ordered.slice(start, end - start) for start, end in zip([0, *ends], ends, strict=False) if end > start
+    ]
 
 
 def _session_columns(columns: dict[str, pa.Array], runs: _Runs) -> dict[str, pa.Array]:

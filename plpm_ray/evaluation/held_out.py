@@ -117,7 +117,9 @@ def read_decisions(warehouse: Warehouse, days: Sequence[int], max_rows: int | No
             episodes.append(codes + count)
             count += int(codes.max(initial=-1)) + 1
     if not parts or not sum(part.num_rows for part in parts):
-        raise DataError(f"{table.root} holds no sessions on the {len(days)} days asked for", hint="check the split's days")
+        raise DataError(
+            f"{table.root} holds no sessions on the {len(days)} days asked for", hint="check the split's days"
+        )
     whole = pa.concat_tables(parts).combine_chunks()
     return Decisions(
         features=RawFeatures.from_table(warehouse.info.features, whole),
@@ -178,11 +180,19 @@ def prepare_log(
     The rows' own propensities are used where every held-out row has one; else all are modelled, and said to be. The
     probabilities of the other pages, which serve only the refusal, are always modelled.
     """
-    return assemble(held_out, spec, predict(train, held_out, spec, propensity or PropensityConfig(), reward or RewardConfig()))
+    return assemble(
+        held_out,
+        spec,
+        predict(train, held_out, spec, propensity or PropensityConfig(), reward or RewardConfig()),
+    )
 
 
 def predict(
-    train: Decisions, held_out: Decisions, spec: FeatureSpec, propensity: PropensityConfig, reward: RewardConfig
+    train: Decisions,
+    held_out: Decisions,
+    spec: FeatureSpec,
+    propensity: PropensityConfig,
+    reward: RewardConfig,
 ) -> dict[str, np.ndarray]:
     """What both models say of the held-out rows: "behaviour" and "q_hat" (N, K), and totals of the training rows."""
     k = len(spec.schema.pages)

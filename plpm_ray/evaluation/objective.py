@@ -32,35 +32,41 @@ class ObjectiveConfig(StrictConfig):
     """
 
     estimator: Literal["dr", "snips", "fqe"] = Field(
-        "dr",
+        default="dr",
         description="dr and snips: seconds of use per session; fqe: seconds per user-day, by fitted Q evaluation",
     )
     policy: PolicyConfig = Field(
-        PolicyConfig(), description="how pages are drawn from the scores that are judged"
+        default_factory=lambda: PolicyConfig.model_validate({}),
+        description="how pages are drawn from the scores that are judged",
     )
     baseline: str | None = Field(
-        "logged",
-        description="what gains are measured against, on the same rows: logged (what the logs earned), a navigator without training, or null",
+        default="logged",
+        description="what gains are measured against, on the same rows: logged (what the logs earned), "
+        "a navigator without training, or null",
     )
     behaviour_model: Literal["logistic", "mlp"] = Field(
-        "logistic", description="model of the logging policy where propensities are not recorded"
+        default="logistic", description="model of the logging policy where propensities are not recorded"
     )
-    reward_model: Literal["ridge", "mlp"] = Field("ridge", description="model of a session's seconds, for dr")
-    level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
+    reward_model: Literal["ridge", "mlp"] = Field(
+        default="ridge", description="model of a session's seconds, for dr"
+    )
+    level: float = Field(default=0.95, gt=0.5, lt=1, description="coverage of the intervals")
     min_effective_samples: float = Field(
-        100.0, ge=1, description="below this effective sample size an estimate is refused"
+        default=100.0, ge=1, description="below this effective sample size an estimate is refused"
     )
     min_effective_users: float = Field(
-        30.0, ge=1, description="below this effective number of users an estimate is refused"
-    )
-    max_rows: int = Field(
-        500_000, ge=1000, description="about so many sessions judge a trial, and fit the two models, at most; whole users are left out"
+        default=30.0, ge=1, description="below this effective number of users an estimate is refused"
     )
     max_unsupported: float = Field(
-        0.10,
+        default=0.10,
         ge=0,
         le=1,
         description="largest share of choices on pages that the logs take with probability below 0.01",
+    )
+    max_sessions: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="most validation (and training) sessions judged on; above it whole users are sampled",
     )
 
     @model_validator(mode="before")

@@ -13,10 +13,9 @@ from plpm_ray.data.contract import Warehouse
 from plpm_ray.evaluation.config import JudgeConfig
 from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimator
 from plpm_ray.evaluation.fqe import FQEConfig, fitted_q
-from plpm_ray.evaluation.held_out import Decisions, HeldOutLog, prepare_log
+from plpm_ray.evaluation.held_out import Decisions, HeldOutLog, held_out_log, read_decisions
 from plpm_ray.evaluation.metrics import agreement, assignment_ratio, overestimation_gap, realised_return
 from plpm_ray.evaluation.propensity import PropensityConfig
-from plpm_ray.evaluation.read import read_decisions
 from plpm_ray.evaluation.reward_model import RewardConfig
 from plpm_ray.evaluation.sequential import logged_value
 from plpm_ray.evaluation.table import PolicyResult, format_table
@@ -83,17 +82,21 @@ def evaluate(
         policies: what to judge.
         config: estimators, models, refusals.
     """
-    train, _ = read_decisions(warehouse, train_days, config.max_sessions)
-    held_out, share = read_decisions(warehouse, held_out_days, config.max_sessions)
-    log = prepare_log(
-        train,
-        held_out,
+    held_out = read_decisions(warehouse, held_out_days, config.max_sessions)
+    log = held_out_log(
+        warehouse,
         spec,
-        PropensityConfig(hidden=(64,) if config.behaviour_model == "mlp" else (), seed=config.seed),
-        RewardConfig(kind=config.reward_model, seed=config.seed),
+        train_days,
+        held_out,
+        held_out_days,
+        propensity=PropensityConfig(
+            hidden=(64,) if config.behaviour_model == "mlp" else (), seed=config.seed
+        ),
+        reward=RewardConfig(kind=config.reward_model, seed=config.seed),
+        fit_rows=config.max_sessions,
     )
     results = [_logged(log, held_out, config), *(_judge(p, log, held_out, config) for p in policies)]
-    return Evaluation(results, {**log.diagnostics, "users_kept": share}, warehouse.info.pages.names)
+    return Evaluation(results, log.diagnostics, warehouse.info.pages.names)
 
 
 def probabilities(judged: Judged, decisions: Decisions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -118,7 +121,9 @@ def _judge(judged: Judged, log: HeldOutLog, held_out: Decisions, config: JudgeCo
     }
     if values is not None and judged.gamma is not None:
         returns = realised_return(held_out.use_s, held_out.episode, held_out.step, judged.gamma)
-        metrics["Q - return (s, logged / best page)"] = overestimation_gap(values, held_out.action, returns, held_out.user)
+        metrics["Q - return (s, logged / best page)"] = overestimation_gap(
+            values, held_out.action, returns, held_out.user
+        )
     return PolicyResult(judged.label, estimates, metrics)
 
 

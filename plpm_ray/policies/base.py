@@ -20,17 +20,23 @@ class PolicyConfig(StrictConfig):
     """How pages are drawn from scores."""
 
     kind: Literal["greedy", "epsilon", "softmax", "proportional"] = Field(
-        "greedy",
+        default="greedy",
         description="greedy: the best page; epsilon: the best page, or with probability epsilon any; "
         "softmax: by exp(score / temperature); proportional: scores are probabilities, raised to 1 / temperature",
     )
     epsilon: Annotated[float, Tunable(0.0, 0.3)] = Field(
-        0.0, ge=0, le=1, description="probability of a uniformly drawn page, in all kinds but greedy"
+        default=0.0, ge=0, le=1, description="probability of a uniformly drawn page, in all kinds but greedy"
     )
     temperature: Annotated[float, Tunable(0.05, 5.0, log=True)] = Field(
-        1.0, gt=0, description="of softmax (in units of the scores) and proportional; small values approach greedy"
+        default=1.0,
+        gt=0,
+        description="of softmax (in units of the scores) and proportional; small values approach greedy",
     )
-    seed: int = Field(0, ge=0, description="seed of the draws; a draw depends on it, the user and the entry time alone")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="seed of the draws; a draw depends on it, the user and the entry time alone",
+    )
 
 
 @dataclass
@@ -62,7 +68,10 @@ class Policy:
         """
         if not np.isfinite(scores).all():
             row = int(np.argmax(~np.isfinite(scores).all(axis=1)))
-            raise DataError(f"scores of row {row} are not finite: {scores[row]}", hint="the model diverged; train it again")
+            raise DataError(
+                f"scores of row {row} are not finite: {scores[row]}",
+                hint="the model diverged; train it again",
+            )
         b, k = scores.shape
         if self.config.kind == "softmax":
             logits = scores.astype(np.float64) / self.config.temperature
@@ -80,10 +89,15 @@ class Policy:
     def _proportional(self, scores: np.ndarray) -> np.ndarray:
         if (scores < 0).any():
             row = int(np.argmax((scores < 0).any(axis=1)))
-            raise DataError(f"scores of row {row} are negative: {scores[row]}", hint="use policy kind softmax for such a navigator")
+            raise DataError(
+                f"scores of row {row} are negative: {scores[row]}",
+                hint="use policy kind softmax for such a navigator",
+            )
         top = scores.max(axis=1, keepdims=True).astype(np.float64)
         # a row of zeros says nothing, so all its pages are alike
-        probs = np.where(top > 0, (scores / np.where(top > 0, top, 1.0)) ** (1 / self.config.temperature), 1.0)
+        probs = np.where(
+            top > 0, (scores / np.where(top > 0, top, 1.0)) ** (1 / self.config.temperature), 1.0
+        )
         return probs / probs.sum(axis=1, keepdims=True)
 
     def draw(self, scores: np.ndarray, user_hash: np.ndarray, entry_ms: np.ndarray) -> Choice:

@@ -5,7 +5,16 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from plpm_ray.core.config import Named, StrictConfig, Tunable, config_hash, load_config, read_config, tunables, validate
+from plpm_ray.core.config import (
+    Named,
+    StrictConfig,
+    Tunable,
+    config_hash,
+    load_config,
+    read_config,
+    tunables,
+    validate,
+)
 from plpm_ray.core.errors import ConfigError
 
 
@@ -47,7 +56,11 @@ def test_every_problem_is_reported_at_once(tmp_path):
     path = write(tmp_path, "nmae: a\ninner: {epochs: many}\n")
     with pytest.raises(ConfigError) as error:
         load_config(Outer, path)
-    assert "'nmae'" in error.value.message and "inner.epochs" in error.value.message and "'many'" in error.value.message
+    assert (
+        "'nmae'" in error.value.message
+        and "inner.epochs" in error.value.message
+        and "'many'" in error.value.message
+    )
 
 
 def test_overrides_win_and_are_named_in_errors(tmp_path):
@@ -68,6 +81,7 @@ def test_overrides_win_and_are_named_in_errors(tmp_path):
         ("- 1\n- 2\n", "holds a list"),
         ("a: [1\n", "not valid YAML"),
         ("name: a\nname: b\n", "stands twice"),
+        ("on: a\n", "run.yaml:1: key 'on' is not a string"),
     ],
 )
 def test_malformed_files(tmp_path, text, message):

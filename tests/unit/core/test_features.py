@@ -118,6 +118,6 @@ def test_stats_by_hand():
     )
     assert stats.mean_use_s == 20
     assert stats.hour_activity[0] == 12 and stats.hour_activity[12] == 12 and stats.hour_activity.mean() == 1
-    assert stats.step_activity(4).tolist() == [4 / 3, 4 / 3, 0, 4 / 3]
+    assert stats.step_activity(4).tolist() == pytest.approx([1, 1, 0, 1])
     double = stats + TableStats.from_dict(stats.to_dict())
     assert double.sessions == 6 and double.landings.tolist() == [2, 4]

@@ -23,7 +23,9 @@ def test_without_other_unknown_values_are_minus_one():
     assert codes.dtype == np.int16 and codes.tolist() == [1, -1]
 
 
-@pytest.mark.parametrize("bad", [["a"], [str(i) for i in range(33)], ["a", "a"], [{"name": "a", "values": ["b"]}, "b"]])
+@pytest.mark.parametrize(
+    "bad", [["a"], [str(i) for i in range(33)], ["a", "a"], [{"name": "a", "values": ["b"]}, "b"]]
+)
 def test_refused_catalogues(bad):
     with pytest.raises(ValidationError):
         PageCatalogue.model_validate(bad)

@@ -31,7 +31,11 @@ def test_a_full_disk_says_so(tmp_path):
 def test_a_real_full_device_is_translated(tmp_path):
     from plpm_ray.core.storage import storage_errors
 
-    with pytest.raises(StorageError, match="disk is full"), storage_errors("writing /dev/full"), open("/dev/full", "wb", 0) as file:
+    with (
+        pytest.raises(StorageError, match="disk is full"),
+        storage_errors("writing /dev/full"),
+        open("/dev/full", "wb", 0) as file,
+    ):
         file.write(b"x" * 10_000)
 
 
@@ -60,7 +64,9 @@ def test_plugins_register_and_unknown_names_get_a_hint(tmp_path):
     load_plugins([str(plugin)])
     load_plugins([str(plugin)])
     assert lookup("dataset", "test.plugin_data").name == "test.plugin_data"
-    with pytest.raises(ConfigError, match=r"unknown dataset 'test.plugin_dat'.*\n.*did you mean 'test.plugin_data'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown dataset 'test.plugin_dat'.*\n.*did you mean 'test.plugin_data'"
+    ):
         lookup("dataset", "test.plugin_dat")
     with pytest.raises(ConfigError, match="does not exist"):
         load_plugins([str(tmp_path / "none.py")])

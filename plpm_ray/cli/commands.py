@@ -1,0 +1,243 @@
+"""What the commands do: read the config, call the package, end with a summary. Heavy imports stand inside."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from plpm_ray.cli.summary import Clock, finish
+from plpm_ray.core.config import ConfigSource, config_hash, read_config, validate
+from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.core.storage import storage_errors
+
+Sets = list[str]
+
+
+def data(config: Path, sets: Sets) -> dict[str, Any]:
+    """`plpm data`: ingest, then transitions; both replace only what changed."""
+    from plpm_ray.data.contract import Warehouse
+    from plpm_ray.data.ingest import IngestConfig, ingest
+    from plpm_ray.data.tables import build_transitions
+
+    clock, source = Clock(), read_config(config, sets)
+    settings = validate(IngestConfig, source)
+    ingested = ingest(settings, source)
+    built = build_transitions(Warehouse.open(settings.output), backend=settings.backend).to_dict()
+    summary = {**ingested, "transitions": built, "seconds": clock.seconds}
+    shown = {
+        k: summary[k]
+        for k in ("rows_in", "sessions", "users", "days", "quarantined", "landing_shares")
+        if k in summary
+    }
+    shown["days"] = (
+        f"{len(summary['days'])} ({summary['days'][0]} to {summary['days'][-1]})"
+        if summary.get("days")
+        else 0
+    )
+    shown |= {
+        "transitions_built": built["rows"],
+        "days_recomputed": len(built["recomputed"]),
+        "tables": settings.output,
+    }
+    finish("data", settings.output, summary, {**shown, "seconds": clock.seconds})
+    return summary
+
+
+def train_config(config: Path | None, sets: Sets) -> tuple[Any, Any, ConfigSource]:
+    """The run config, the learner's own validated config, and their source."""
+    from plpm_ray.cli.configs import TrainRunConfig
+
+    source = read_config(config, sets)
+    settings = validate(TrainRunConfig, source)
+    load_plugins(settings.plugins)
+    learner = lookup("learner", settings.learner.name)
+    return settings, validate(learner.Config, source, ("learner",), settings.learner.options), source
+
+
+def train(config: Path, sets: Sets) -> Any:
+    """`plpm train`: one learner, from tables to bundle."""
+    from plpm_ray.data.contract import Warehouse
+    from plpm_ray.data.split import split_days
+    from plpm_ray.training.run import train as run
+
+    settings, learner, _ = train_config(config, sets)
+    warehouse = Warehouse.open(settings.tables)
+    split = split_days(warehouse.transitions.days(), settings.split)
+    result = run(
+        settings.learner.name,
+        learner,
+        settings.training,
+        settings.tables,
+        split.train,
+        split.valid,
+        settings.run_root,
+        settings.name,
+        settings.plugins,
+    )
+    print(
+        "train done"
+        + (" before; nothing was run" if result.finished_before else " (resumed)" if result.resumed else "")
+    )
+    rows = {
+        "run": result.run_dir,
+        "bundle": result.bundle_path,
+        "epochs": result.epochs,
+        "steps": result.steps,
+    }
+    rows |= {"samples": result.samples, "seconds": round(result.seconds, 2)}
+    rows |= {f"valid {k}": v for k, v in result.metrics.items()}
+    _print(rows)
+    return result
+
+
+def sweep(config: Path, sets: Sets) -> Any:
+    """`plpm sweep`: search by policy value on the validation days."""
+    from plpm_ray.tuning.config import SweepConfig
+    from plpm_ray.tuning.run import sweep as run
+
+    source = read_config(config, sets)
+    settings = validate(SweepConfig, source)
+    load_plugins(settings.plugins)
+    validate(lookup("learner", settings.learner.name).Config, source, ("learner",), settings.learner.options)
+    result = run(settings)
+    print(f"sweep done: {result.n_trials} trials" + (" (resumed)" if result.resumed else ""))
+    print(Path(result.table).read_text(encoding="utf-8").rstrip())
+    return result
+
+
+def evaluate(config: Path, sets: Sets) -> Any:
+    """`plpm evaluate`: every policy on held-out days, one table."""
+    from plpm_ray.cli.configs import EvaluateConfig
+    from plpm_ray.data.contract import Warehouse
+    from plpm_ray.data.fit import fit_spec
+    from plpm_ray.data.split import split_days
+    from plpm_ray.evaluation.run import evaluate as run
+
+    clock, source = Clock(), read_config(config, sets)
+    settings = validate(EvaluateConfig, source)
+    load_plugins(settings.plugins)
+    warehouse = Warehouse.open(settings.tables)
+    split = split_days(warehouse.transitions.days(), settings.split)
+    spec, stats = fit_spec(warehouse, split.train)
+    held_out = split.test if settings.part == "test" else split.valid
+    policies = [
+        _judged(entry, source, ("policies", i), warehouse, stats, split, settings.part)
+        for i, entry in enumerate(settings.policies)
+    ]
+    outcome = run(warehouse, split.train, held_out, spec, policies, settings.judge)
+    identity = [settings, warehouse.transitions.fingerprint(), [p.navigator.version for p in policies]]
+    run_dir = Path(settings.run_root) / f"{settings.name}-{config_hash([_plain(i) for i in identity])}"
+    with storage_errors(f"writing {run_dir}"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "table.md").write_text(outcome.table("markdown") + "\n", encoding="utf-8")
+    print(outcome.table())
+    print()
+    summary = {
+        "part": settings.part,
+        "split": split.to_dict(),
+        "diagnostics": dict(outcome.diagnostics),
+        "results": outcome.records(),
+    }
+    shown = {
+        k: v
+        for k, v in outcome.diagnostics.items()
+        if k in ("rows", "users", "propensities", "behaviour_log_loss", "reward_r2")
+    }
+    finish(
+        "evaluate",
+        run_dir,
+        {**summary, "config": settings.model_dump(mode="json"), "seconds": clock.seconds},
+        shown,
+    )
+    return outcome
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _judged(
+    entry: Any,
+    source: ConfigSource,
+    section: tuple[str | int, ...],
+    warehouse: Any,
+    stats: Any,
+    split: Any,
+    part: str,
+) -> Any:
+    """A policy of the evaluation config, its navigator loaded and checked against the tables."""
+    from plpm_ray.evaluation.run import Judged
+    from plpm_ray.navigators.bundle import find_bundle, load_bundle
+    from plpm_ray.policies.base import Policy
+
+    if entry.navigator is not None:
+        cls = lookup("navigator", entry.navigator.name)
+        options = validate(cls.Config, source, (*section, "navigator"), entry.navigator.options)
+        navigator = cls(options, warehouse.info.pages, stats)
+        return Judged(entry.label or entry.navigator.name, navigator, Policy(entry.policy))
+    bundle = load_bundle(find_bundle(entry.bundle))
+    if bundle.spec.schema != warehouse.info.features:
+        raise ConfigError(
+            f"{source.where(section)}: bundle {entry.bundle} was trained on other pages or columns than {warehouse.root}",
+            hint="evaluate it on the tables of its own dataset",
+        )
+    _warn_of_seen_days(entry, bundle, split.test if part == "test" else split.valid)
+    return Judged(
+        entry.label or bundle.name, bundle.navigator(), Policy(entry.policy), bundle.config.get("gamma")
+    )
+
+
+def _warn_of_seen_days(entry: Any, bundle: Any, held_out: list[int]) -> None:
+    from plpm_ray.data.day_table import day_name
+
+    seen = set(bundle.data.get("train_days", ())) & {day_name(d) for d in held_out}
+    if seen:
+        raise ConfigError(
+            f"bundle {entry.bundle} was trained on {min(seen)}, a day it is to be judged on",
+            hint="use the same `split` for training and evaluation",
+        )
+
+
+def decide(config: Path, sets: Sets) -> Any:
+    """`plpm decide`: page, scores and propensity for a Parquet of app entries."""
+    from plpm_ray.serving.decide import DecideConfig, decide_file
+
+    clock = Clock()
+    settings = validate(DecideConfig, read_config(config, sets))
+    summary = decide_file(settings)
+    finish("decide", Path(settings.output).parent, {**summary, "seconds": clock.seconds})
+    return summary
+
+
+def serve(config: Path, sets: Sets) -> None:
+    """`plpm serve`: HTTP until interrupted."""
+    from plpm_ray.serving.config import ServeConfig
+    from plpm_ray.serving.run import serve as run
+
+    run(validate(ServeConfig, read_config(config, sets)))
+
+
+def doctor(config: Path | None, sets: Sets) -> None:
+    """`plpm doctor`: prints findings; status 1 if something is missing."""
+    from plpm_ray.cli.doctor import diagnose
+
+    findings = diagnose(config, sets)
+    print("\n".join(map(str, findings)))
+    if any(finding.level == "bad" for finding in findings):
+        sys.exit(1)
+
+
+def quickstart(folder: Path) -> None:
+    """`plpm quickstart`: everything once."""
+    from plpm_ray.cli.quickstart import run
+
+    run(folder)
+
+
+def _print(rows: dict[str, Any]) -> None:
+    from plpm_ray.cli.summary import show
+
+    for key, value in rows.items():
+        print(f"  {key:<22} {show(value)}")

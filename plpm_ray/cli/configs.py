@@ -1,0 +1,82 @@
+"""Configs of the commands that join several rooms; the others live beside the code they steer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from plpm_ray.core.config import Named, StrictConfig
+from plpm_ray.data.split import SplitConfig
+from plpm_ray.evaluation.config import JudgeConfig
+from plpm_ray.policies.base import PolicyConfig
+from plpm_ray.training.config import TrainingConfig
+
+
+class TrainRunConfig(StrictConfig):
+    """`plpm train`: one learner on one warehouse."""
+
+    name: str = Field(
+        default="train", min_length=1, description="run name; the run folder adds a hash of config and data"
+    )
+    run_root: str = Field(default="runs", description="folder that holds the run folders")
+    tables: str = Field(description="warehouse folder made by `plpm data`")
+    split: SplitConfig = Field(default=SplitConfig(), description="which days train, validate and test")
+    learner: Named = Field(description="registered learner and its options")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig.model_validate({}),
+        description="loop, optimiser, workers, checkpoints",
+    )
+    plugins: tuple[str, ...] = Field(
+        default=(), description="files or modules that register learners of your own"
+    )
+
+
+class PolicyEntry(StrictConfig):
+    """One policy to judge: a bundle or a registered navigator, and how pages are drawn from its scores."""
+
+    label: str | None = Field(
+        default=None, description="name in the table; default: the bundle's or navigator's own"
+    )
+    bundle: str | None = Field(
+        default=None,
+        description="bundle folder, run folder, or `runs/<name>` for the newest run of that name",
+    )
+    navigator: Named | None = Field(
+        default=None, description="registered navigator without training, and its options"
+    )
+    policy: PolicyConfig = Field(default=PolicyConfig(), description="how pages are drawn")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _navigator_by_name(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("navigator"), str):
+            data = {**data, "navigator": {"name": data["navigator"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> PolicyEntry:
+        if (self.bundle is None) == (self.navigator is None):
+            raise ValueError("give either `bundle` or `navigator`")
+        return self
+
+
+class EvaluateConfig(StrictConfig):
+    """`plpm evaluate`: policies on held-out days, in one table."""
+
+    name: str = Field(
+        default="evaluate",
+        min_length=1,
+        description="run name; the run folder adds a hash of config and data",
+    )
+    run_root: str = Field(default="runs", description="folder that holds the run folders")
+    tables: str = Field(description="warehouse folder made by `plpm data`")
+    split: SplitConfig = Field(default=SplitConfig(), description="the same split as training")
+    part: Literal["valid", "test"] = Field(default="test", description="which held-out days to judge on")
+    policies: tuple[PolicyEntry, ...] = Field(min_length=1, description="what to judge")
+    judge: JudgeConfig = Field(
+        default=JudgeConfig(), description="estimators, models of behaviour and reward, refusals"
+    )
+    plugins: tuple[str, ...] = Field(
+        default=(), description="files or modules that register learners of your own"
+    )

@@ -1,0 +1,110 @@
+"""`plpm quickstart`: tables, three learners, the judgement, and one decision asked of a real server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plpm_ray.cli import commands
+from plpm_ray.cli.summary import Clock, finish
+
+SPLIT = {"valid_days": 2, "test_days": 2}
+LEARNERS = {
+    "iit": {"name": "klan.iit", "alpha": 0.3, "gamma": 0.6},
+    "dqn": {"name": "reference.dqn", "gamma": 0.6},
+    "bc": {"name": "reference.bc"},
+}
+HEURISTICS = ("last_exit_page", "most_frequent", "longest_use", "popularity")
+
+
+def run(folder: Path) -> None:
+    """Runs all steps in `folder`; what is there already and unchanged is not done again."""
+    clock, steps = Clock(), {}
+    configs, tables, runs = folder / "configs", str(folder / "tables"), str(folder / "runs")
+
+    def config(name: str, content: dict[str, Any]) -> Path:
+        configs.mkdir(parents=True, exist_ok=True)
+        path = configs / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return path
+
+    def step(title: str) -> None:
+        print(f"\n== {title}", flush=True)
+
+    step("1 of 4  logs -> tables (made-up logs; your own: docs/your_logs.md)")
+    demo = {
+        "dataset": {"name": "synthetic_demo", "users": 4000, "days": 14},
+        "output": tables,
+        "n_buckets": 4,
+    }
+    steps["data"] = commands.data(config("data", demo), [])["sessions"]
+    for name, learner in LEARNERS.items():
+        step(f"2 of 4  train {learner['name']}")
+        content = {"name": name, "run_root": runs, "tables": tables, "split": SPLIT, "learner": learner}
+        training = {"epochs": 8, "batch_size": 1024, "lr": 1e-3}
+        steps[name] = str(
+            commands.train(config(f"train_{name}", {**content, "training": training}), []).run_dir
+        )
+    step("3 of 4  judge on held-out days")
+    policies = [{"label": name.upper(), "bundle": f"{runs}/{name}"} for name in LEARNERS]
+    policies += [{"label": name.replace("_", " "), "navigator": f"heuristic.{name}"} for name in HEURISTICS]
+    judge = {"name": "evaluate", "run_root": runs, "tables": tables, "split": SPLIT, "policies": policies}
+    commands.evaluate(config("evaluate", judge), [])
+    step("4 of 4  serve IIT and ask it")
+    steps["decision"] = _ask(Path(steps["iit"]) / "bundle", tables)
+    print()
+    finish(
+        "quickstart",
+        folder,
+        {**steps, "seconds": clock.seconds},
+        {"folder": folder, "seconds": clock.seconds},
+    )
+    print("next: docs/your_logs.md takes a folder of your own Parquet logs the same way")
+
+
+def _ask(bundle: Path, tables: str) -> dict[str, Any]:
+    """Starts the service with the state of the logs, asks for one landing page and returns the answer."""
+    from plpm_ray.data.contract import Warehouse
+    from plpm_ray.policies.base import PolicyConfig
+    from plpm_ray.serving.run import ServeConfig, running
+
+    user, time_ms = _last_entry(Warehouse.open(tables))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = ServeConfig(
+        bundle=str(bundle),
+        history=tables,
+        users=tables,
+        port=port,
+        policy=PolicyConfig(kind="epsilon", epsilon=0.05),
+    )
+    entry = {
+        "user_id": user,
+        "entry_time": time_ms + 3_600_000,
+        "utc_offset_min": 480,
+        "context": {"live_followed": 2},
+    }
+    with running(config) as url:
+        question = urllib.request.Request(
+            f"{url}/v1/navigate", json.dumps(entry).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(question, timeout=60) as reply:
+            answer = json.load(reply)
+    print(f"POST /v1/navigate {json.dumps(entry)}")
+    print(json.dumps(answer, indent=2))
+    return answer
+
+
+def _last_entry(warehouse: Any) -> tuple[int, int]:
+    """User and entry time (ms) of a session on the last day of the tables."""
+    days = warehouse.sessions.days()
+    table = next(
+        t for b in range(warehouse.info.n_buckets) if (t := warehouse.sessions.read(b, days[-1:])) is not None
+    )
+    return table["user_id"][0].as_py(), table["exit_time"][0].value

@@ -1,0 +1,59 @@
+"""How every command ends: a short summary on the terminal and `summary.json` in its run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plpm_ray.core.storage import write_json
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.start, 2)
+
+
+def finish(
+    command: str, run_dir: str | Path, summary: Mapping[str, Any], shown: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `summary.json` and prints the short form.
+
+    Args:
+        command: name of the command.
+        run_dir: folder of the run.
+        summary: everything, JSON-like; written.
+        shown: what is printed; default: the summary's plain values.
+    """
+    path = Path(run_dir) / "summary.json"
+    write_json(path, {"command": command, **summary})
+    print(f"{command} done")
+    for key, value in (shown if shown is not None else _plain(summary)).items():
+        print(f"  {key.replace('_', ' '):<22} {show(value)}")
+    print(f"  {'summary':<22} {path}")
+
+
+def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in summary.items() if isinstance(v, str | int | float | bool) or v is None}
+
+
+def show(value: Any) -> str:
+    """A value as people read it: thousands separated, four digits of a fraction."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {show(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(show, value)) or "none"
+    return str(value)
