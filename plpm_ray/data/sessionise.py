@@ -30,7 +30,7 @@ EVENT_COLUMNS = ("user_id", "time_ms", "page", "duration_ms")
 """Required columns of events. `video_views` (count) and `watch_ms` are summed, all others belong to the session."""
 
 _CHUNK = 1 << 16  # rows hashed at a time: what is written in between stays in the cache
-_BLOCK = 1 << 18  # events worked on at a time
+_BLOCK = 1 << 19  # events worked on at a time
 _SUMMED = ("video_views", "watch_ms")
 _DEFAULT_TYPES = {"policy": pa.string(), "propensity": pa.float64(), "experiment_arm": pa.string()}
 
@@ -78,9 +78,9 @@ def sessionise(
             nullable columns missing in the events become null.
 
     Returns:
-        One row per session, sorted by (user_id, entry_time): the columns of `contract.SESSION_COLUMNS`, then what
-        else the events hold. The lists of a row (pages int16, dwell_s and watch_s float32, video_views int32) are of
-        equal length.
+        One row per session, sorted by (user_id, entry_time), in one chunk or several: the columns of
+        `contract.SESSION_COLUMNS`, then what else the events hold. The lists of a row (pages int16, dwell_s and
+        watch_s float32, video_views int32) are of equal length.
 
     Raises:
         DataError: a required column is missing, has nulls or another type, a duration is negative, or the times lie
@@ -135,7 +135,7 @@ class _Runs:
 
 
 def _blocks(events: pa.Table) -> list[pa.Table]:
-    """Events split by ranges of users, in user order, so that what is computed on a block stays in the cache."""
+    """Events split by ranges of users, in user order: bounds the memory of what is computed, and suits the cache."""
     n = len(events)
     n_blocks = min(-(-n // _BLOCK), 256)
     if n_blocks <= 1:
@@ -185,8 +185,7 @@ def _find_runs(columns: dict[str, pa.Array], gap_ms: int) -> _Runs:
         return _no_runs()
     if duration.min() < 0:
         raise DataError(
-            f"a duration of the events is {duration.min()} ms",
-            hint="rows with negative durations belong in quarantine",
+            f"a duration is {duration.min()} ms", hint="rows with negative durations belong in quarantine"
         )
     earliest = time.min()
     order = _order(codes, (time - earliest).view(np.uint64))
@@ -321,22 +320,15 @@ def _check(events: pa.Table, gap_ms: int) -> None:
     for name in (*EVENT_COLUMNS, *(c for c in _SUMMED if c in events.column_names)):
         if name not in events.column_names:
             raise DataError(f"the events have no column {name!r}", hint=f"they hold {events.column_names}")
-        if events[name].null_count:
+        nulls, kind = events[name].null_count, events.schema.field(name).type
+        if nulls:
             raise DataError(
-                f"column {name!r} of the events has {events[name].null_count} nulls",
-                hint="such rows belong in quarantine",
+                f"column {name!r} of the events has {nulls} nulls", hint="such rows belong in quarantine"
             )
-        kind = events.schema.field(name).type
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
-        allowed = (
-            pa.types.is_integer(kind)
-            or (name == "user_id" and text)
-            or (name == "time_ms" and pa.types.is_timestamp(kind))
-        )
-        if not allowed:
-            raise DataError(
-                f"column {name!r} of the events is {kind}", hint="cast it before the events are sessionised"
-            )
+        other = (name == "user_id" and text) or (name == "time_ms" and pa.types.is_timestamp(kind))
+        if not (pa.types.is_integer(kind) or other):
+            raise DataError(f"column {name!r} of the events is {kind}", hint="cast it beforehand")
 
 
 def _contiguous(column: pa.ChunkedArray) -> pa.Array:
@@ -349,9 +341,8 @@ def _contiguous(column: pa.ChunkedArray) -> pa.Array:
 
 def _integers(array: pa.Array) -> np.ndarray:
     """(n,) int64 view or copy of an integer or ms timestamp array."""
-    return _numpy(array.view(pa.int64()) if pa.types.is_timestamp(array.type) else array).astype(
-        np.int64, copy=False
-    )
+    plain = array.view(pa.int64()) if pa.types.is_timestamp(array.type) else array
+    return _numpy(plain).astype(np.int64, copy=False)
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plpm_ray.core.errors import DataError
@@ -62,11 +62,13 @@ def rows_of(users):
     return st.lists(row, max_size=40)
 
 
+@settings(deadline=None)
 @given(rows_of(ints), st.sampled_from([0, 1, GAP, 100_000]))
 def test_equals_the_loop_for_integer_users(rows, gap_ms):
     assert as_tuples(sessionise(events(rows), gap_ms=gap_ms)) == by_loop(rows, gap_ms)
 
 
+@settings(deadline=None)
 @given(rows_of(names), st.booleans())
 def test_equals_the_loop_for_string_users(rows, dictionary):
     kind = pa.dictionary(pa.int32(), pa.string()) if dictionary else pa.string()
@@ -88,6 +90,23 @@ def test_equals_the_loop_on_a_longer_log_whatever_the_order_of_rows():
     in_order = sessionise(events(sorted(rows, key=lambda r: r[1])), gap_ms=1_800_000)
     assert as_tuples(shuffled) == expected
     assert shuffled.equals(in_order)
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+@pytest.mark.parametrize("ids", [[1, 2, 2**40], list(range(500))])
+def test_working_in_blocks_changes_nothing(monkeypatch, kind, ids):
+    rng = np.random.default_rng(4)
+    users = rng.choice(ids, 3000).tolist()
+    rows = [
+        (u, int(t), int(rng.integers(3)), 10) for u, t in zip(users, rng.permutation(3000) * 400, strict=True)
+    ]
+    table = events(
+        [(str(u) if kind == pa.string() else u, *rest) for u, *rest in rows], kind, device=pa.array(users)
+    )
+    whole = sessionise(table, gap_ms=GAP)
+    for block in (1, 100, 1000, 2999):
+        monkeypatch.setattr("plpm_ray.data.sessionise._BLOCK", block)
+        assert sessionise(table, gap_ms=GAP).equals(whole)
 
 
 def test_the_gap_runs_from_the_latest_end_to_the_start():
