@@ -101,7 +101,7 @@ def sweep(config: Path, sets: Sets) -> Any:
     settings = validate(SweepConfig, source)
     load_plugins(settings.plugins)
     validate(lookup("learner", settings.learner.name).Config, source, ("learner",), settings.learner.options)
-    result = run(settings)
+    result = run(settings, source)
     print(f"sweep done: {result.n_trials} trials" + (" (resumed)" if result.resumed else ""))
     print(Path(result.table).read_text(encoding="utf-8").rstrip())
     return result
@@ -216,7 +216,13 @@ def serve(config: Path, sets: Sets) -> None:
     from plpm_ray.serving.config import ServeConfig
     from plpm_ray.serving.run import serve as run
 
-    run(validate(ServeConfig, read_config(config, sets)))
+    source = read_config(config, sets)
+    if "applications" in source.data:
+        raise ConfigError(
+            f"{config} is a config of Ray Serve, not of `plpm serve`",
+            hint=f"run `serve deploy {config}`, or write `bundle: <run folder>` into a file for `plpm serve`",
+        )
+    run(validate(ServeConfig, source))
 
 
 def doctor(config: Path | None, sets: Sets) -> None:

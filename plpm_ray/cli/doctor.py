@@ -8,13 +8,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plpm_ray.core.config import read_config
-from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.config import ConfigSource, read_config, validate
+from plpm_ray.core.errors import PlpmError
+from plpm_ray.core.registry import load_plugins, lookup
 
 NEEDED = ("ray", "torch", "numpy", "pyarrow", "pandas", "pydantic", "optuna", "safetensors", "valkey")
 OPTIONAL = {
@@ -137,36 +138,104 @@ def _environment() -> Iterator[Finding]:
 
 def _config(path: Path, overrides: list[str]) -> Iterator[Finding]:
     source = read_config(path, overrides)
-    data: dict[str, Any] = source.data
-    if "learner" in data and "training" in data:
-        yield from _training(path, overrides)
-    tables = data.get("tables")
-    if isinstance(tables, str):
-        there = (Path(tables) / "manifest.json").exists()
-        yield Finding("ok" if there else "bad", f"tables {tables}", "" if there else "run `plpm data` first")
-    yield Finding("ok", f"{path} read, {len(overrides)} overrides")
-
-
-def _training(path: Path, overrides: list[str]) -> Iterator[Finding]:
-    from plpm_ray.cli.commands import train_config
-
-    try:
-        config, _, _ = train_config(path, overrides)
-    except ConfigError as error:
-        yield Finding("bad", error.message, error.hint or "")
+    command = _command_of(source.data)
+    if command is None:
+        yield Finding(
+            "note", f"{path} is no config of a plpm command", "see the templates in jobs/ and tune/"
+        )
         return
-    workers = config.training.workers
-    most = workers[1] if isinstance(workers, tuple) else workers
-    asked = most * config.training.cpus_per_worker
-    if most and asked >= cores() and "RAY_ADDRESS" not in os.environ:
-        advice = f"Ray Data needs a share too; with {cores()} cores set training.cpus_per_worker to at most {0.75 * cores() / most:.2f}"
-        yield Finding(
-            "note", f"{most} workers ask for {asked:g} CPUs of {cores()}: training could starve", advice
-        )
+    try:
+        settings = _validated(command, source)
+    except PlpmError as error:
+        yield Finding("bad", error.message, error.hint or "")
     else:
-        yield Finding(
-            "ok",
-            f"training asks for {asked:g} CPUs in {most} workers"
-            if most
-            else "training runs in this process",
-        )
+        yield Finding("ok", f"{path} is a config of `plpm {command}`, with {len(overrides)} overrides")
+        if command == "train":
+            yield _training(settings.training)
+        if command == "sweep":
+            yield _sweep(settings)
+    yield from _places(source.data)
+
+
+def _command_of(data: Mapping[str, Any]) -> str | None:
+    """The command that a config is meant for, by a key that only it has."""
+    told_by = {"dataset": "data", "policies": "evaluate", "entries": "decide", "search": "sweep"}
+    told_by |= {"trials": "sweep", "objective": "sweep", "learner": "train", "bundle": "serve"}
+    return next((command for key, command in told_by.items() if key in data), None)
+
+
+def _validated(command: str, source: ConfigSource) -> Any:
+    """The command's config, as the command itself would check it.
+
+    Raises:
+        PlpmError: what it would say.
+    """
+    from plpm_ray.cli import configs
+    from plpm_ray.data.datasets.base import make_adapter
+    from plpm_ray.data.ingest import IngestConfig
+    from plpm_ray.serving.config import DecideConfig, ServeConfig
+    from plpm_ray.tuning.config import SweepConfig
+
+    models: dict[str, Any] = {"data": IngestConfig, "train": configs.TrainRunConfig, "sweep": SweepConfig}
+    models |= {"evaluate": configs.EvaluateConfig, "decide": DecideConfig, "serve": ServeConfig}
+    settings = validate(models[command], source)
+    load_plugins(settings.plugins)
+    if command == "data":
+        make_adapter(settings.dataset, settings.plugins, source)
+    if command in ("train", "sweep"):
+        model = lookup("learner", settings.learner.name).Config
+        validate(model, source, ("learner",), settings.learner.options)
+    if command == "sweep":
+        settings.space()
+    return settings
+
+
+def _training(training: Any) -> Finding:
+    """What training would make of this machine: the very arithmetic that it does when it starts."""
+    workers = training.workers
+    low, high = (workers, workers) if isinstance(workers, int) else workers
+    if high == 0:
+        return Finding("ok", "training runs in this process")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return Finding("ok", f"training asks the cluster at {address} for {high} workers")
+    import torch
+
+    from plpm_ray.training.trainer import fit_to_cluster
+
+    said: list[str] = []
+    here = {"CPU": float(cores()), "GPU": float(torch.cuda.device_count())}
+    try:
+        resources, _, fitting = fit_to_cluster(training, low, high, said.append, nodes=[here])
+    except PlpmError as error:
+        return Finding("bad", error.message, error.hint or "")
+    if said:
+        advice = "more would starve each other and the tasks that read the data; set training.workers and "
+        return Finding("note", said[0], f"{advice}training.cpus_per_worker so that they fit")
+    share = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
+    return Finding("ok", f"training asks for {fitting} workers with {share} each, and they fit")
+
+
+def _sweep(settings: Any) -> Finding:
+    if settings.backend == "local":
+        return Finding("ok", "trials run in this process, one by one")
+    if "RAY_ADDRESS" in os.environ:
+        return Finding("ok", f"trials run on the cluster at {os.environ['RAY_ADDRESS']}")
+    room = min(int(cores() / settings.cpus_per_trial), settings.concurrency or settings.trials)
+    if room < 1:
+        advice = f"set cpus_per_trial to at most {cores()}"
+        return Finding("bad", f"a trial asks for {settings.cpus_per_trial:g} CPUs of {cores()}", advice)
+    return Finding("ok", f"{settings.trials} trials, {room} at a time")
+
+
+def _places(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the folders that a config reads are there."""
+    for key, advice in {"tables": "run `plpm data` first", "history": "", "entries": ""}.items():
+        value = data.get(key)
+        if isinstance(value, str):
+            there = Path(value, "manifest.json").exists() if key == "tables" else Path(value).exists()
+            yield Finding(
+                "ok" if there else "bad",
+                f"{key} {value}" + ("" if there else " is not there"),
+                "" if there else advice,
+            )

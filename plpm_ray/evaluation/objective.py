@@ -12,20 +12,19 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from plpm_ray.core.config import StrictConfig
+from plpm_ray.evaluation.config import ModelsConfig
 from plpm_ray.evaluation.estimators import DR, SNIPS, Estimate, Estimator
 from plpm_ray.evaluation.fqe import FittedQ, FQEConfig, fitted_q
 from plpm_ray.evaluation.held_out import HeldOutLog
 from plpm_ray.evaluation.inference import Terms
 from plpm_ray.evaluation.metrics import realised_return
-from plpm_ray.evaluation.support import SupportThresholds
 from plpm_ray.policies.base import PolicyConfig
 
 UNITS: Mapping[str, str] = {"dr": "s per session", "snips": "s per session", "fqe": "s per user-day"}
 ESTIMATORS: Mapping[str, type[Estimator]] = {"dr": DR, "snips": SNIPS, "fqe": FittedQ}
 
 
-class ObjectiveConfig(StrictConfig):
+class ObjectiveConfig(ModelsConfig):
     """What is maximised: a policy value on validation days, never the training loss.
 
     `objective: snips` is short for `objective: {estimator: snips}`.
@@ -44,43 +43,16 @@ class ObjectiveConfig(StrictConfig):
         description="what gains are measured against, on the same rows: logged (what the logs earned), "
         "a navigator without training, or null",
     )
-    behaviour_model: Literal["logistic", "mlp"] = Field(
-        default="logistic", description="model of the logging policy where propensities are not recorded"
-    )
-    reward_model: Literal["ridge", "mlp"] = Field(
-        default="ridge", description="model of a session's seconds, for dr"
-    )
-    level: float = Field(default=0.95, gt=0.5, lt=1, description="coverage of the intervals")
-    min_effective_samples: float = Field(
-        default=100.0, ge=1, description="below this effective sample size an estimate is refused"
-    )
-    min_effective_users: float = Field(
-        default=30.0, ge=1, description="below this effective number of users an estimate is refused"
-    )
-    max_unsupported: float = Field(
-        default=0.10,
-        ge=0,
-        le=1,
-        description="largest share of choices on pages that the logs take with probability below 0.01",
-    )
-    max_sessions: int = Field(
-        default=1_000_000,
-        ge=1,
-        description="most validation (and training) sessions judged on; above it whole users are sampled",
+    rank_by: Literal["lower", "value"] = Field(
+        default="lower",
+        description="lower: the lower end of the interval, of the gain where there is a baseline, else of the value, so that "
+        "no policy wins by being uncertain; value: the estimate itself",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, data: Any) -> Any:
         return {"estimator": data} if isinstance(data, str) else data
-
-    def thresholds(self) -> SupportThresholds:
-        """When an estimate is refused."""
-        return SupportThresholds(
-            min_effective_samples=self.min_effective_samples,
-            min_effective_clusters=self.min_effective_users,
-            max_mass_below_floor=self.max_unsupported,
-        )
 
 
 class PolicyValue:
@@ -127,6 +99,16 @@ class PolicyValue:
         terms = Terms(samples - self._samples_of_baseline)
         clusters = self._estimator.sample_clusters(self.log.data)
         return value, self._estimator.summarise(terms, clusters, value.support, self.log.data)
+
+    def goal(self, value: Estimate, gain: Estimate | None) -> float | None:
+        """What policies are ranked by, as `config.rank_by` says; None where the estimate was refused.
+
+        The lower bound is the pessimistic choice: a policy that the logs hardly support has a wide interval, and the
+        highest of many such estimates is high by luck.
+        """
+        if self.config.rank_by == "value":
+            return value.value
+        return value.low if gain is None else gain.low
 
     def _judge(self, pi: np.ndarray) -> tuple[Estimate, np.ndarray]:
         data, q_hat = self.log.data, self.log.q_hat

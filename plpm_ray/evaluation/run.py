@@ -15,8 +15,6 @@ from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimat
 from plpm_ray.evaluation.fqe import FQEConfig, fitted_q
 from plpm_ray.evaluation.held_out import Decisions, HeldOutLog, held_out_log, read_decisions
 from plpm_ray.evaluation.metrics import agreement, assignment_ratio, overestimation_gap, realised_return
-from plpm_ray.evaluation.propensity import PropensityConfig
-from plpm_ray.evaluation.reward_model import RewardConfig
 from plpm_ray.evaluation.sequential import logged_value
 from plpm_ray.evaluation.table import PolicyResult, format_table
 from plpm_ray.navigators.base import Navigator
@@ -89,10 +87,8 @@ def evaluate(
         train_days,
         held_out,
         held_out_days,
-        propensity=PropensityConfig(
-            hidden=(64,) if config.behaviour_model == "mlp" else (), seed=config.seed
-        ),
-        reward=RewardConfig(kind=config.reward_model, seed=config.seed),
+        propensity=config.propensity_config(config.seed),
+        reward=config.reward_config(config.seed),
         fit_rows=config.max_sessions,
     )
     results = [_logged(log, held_out, config), *(_judge(p, log, held_out, config) for p in policies)]

@@ -47,7 +47,9 @@ class Learner(nn.Module):
     inputs: ClassVar[tuple[str, ...]] = ("dense", "cat")
     columns: ClassVar[tuple[str, ...]] = ("action", "use_s", "done", "hour", "step")
 
-    def __init__(self, config: LearnerConfig, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats) -> None:
+    def __init__(
+        self, config: LearnerConfig, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats
+    ) -> None:
         """`stats` are the totals of the training window; whatever is needed of them must become a buffer or a config."""
         super().__init__()
         self.config = config
@@ -76,7 +78,9 @@ class Learner(nn.Module):
         return {}
 
     @classmethod
-    def example_batch(cls, seed: int, spec: FeatureSpec, pages: PageCatalogue, rows: int = 32) -> dict[str, Tensor]:
+    def example_batch(
+        cls, seed: int, spec: FeatureSpec, pages: PageCatalogue, rows: int = 32
+    ) -> dict[str, Tensor]:
         """A random batch of the right keys, shapes and types, for tests and warm-up."""
         gen = torch.Generator().manual_seed(seed)
         k = len(pages)
@@ -92,11 +96,15 @@ class Learner(nn.Module):
         }
         batch = {name: made[name] for name in cls.columns}
         for prefix in ("", "next.") if cls.grain == "transition" else ("",):
-            batch |= {prefix + key: value for key, value in _example_inputs(cls.inputs, spec, k, rows, gen).items()}
+            batch |= {
+                prefix + key: value for key, value in _example_inputs(cls.inputs, spec, k, rows, gen).items()
+            }
         return batch
 
 
-def _example_inputs(inputs: tuple[str, ...], spec: FeatureSpec, k: int, rows: int, gen: torch.Generator) -> dict[str, Tensor]:
+def _example_inputs(
+    inputs: tuple[str, ...], spec: FeatureSpec, k: int, rows: int, gen: torch.Generator
+) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     if "dense" in inputs:
         made["dense"] = torch.randn(rows, spec.n_dense, generator=gen)
@@ -111,7 +119,10 @@ def _example_inputs(inputs: tuple[str, ...], spec: FeatureSpec, k: int, rows: in
 
 def encoded_tensors(encoded: Encoded, prefix: str = "") -> dict[str, Tensor]:
     """Encoder output as the tensors that learners read (categorical codes as int64)."""
-    tensors = {f"{prefix}dense": torch.from_numpy(encoded.dense), f"{prefix}cat": torch.from_numpy(encoded.cat).long()}
+    tensors = {
+        f"{prefix}dense": torch.from_numpy(encoded.dense),
+        f"{prefix}cat": torch.from_numpy(encoded.cat).long(),
+    }
     if encoded.bins is not None:
         tensors[f"{prefix}bins"] = torch.from_numpy(encoded.bins).long()
     for name, values in (encoded.sequences or {}).items():
@@ -143,7 +154,9 @@ class Navigator(ABC):
         """(B, K) expected return in seconds, or None where the method has no such thing."""
         return None
 
-    def observe(self, state: np.ndarray, features: RawFeatures, outcome: Mapping[str, np.ndarray]) -> np.ndarray:
+    def observe(
+        self, state: np.ndarray, features: RawFeatures, outcome: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
         """New (B, state_size) state after sessions ended; `outcome` holds "action", "use_s", "landing_dwell_s", "switches"."""
         return state
 
@@ -161,7 +174,9 @@ class LearnerNavigator(Navigator):
     def inputs(self, features: RawFeatures) -> dict[str, Tensor]:
         """Model input of raw features."""
         wanted = self.learner.inputs
-        return encoded_tensors(self.spec.encode(features, bins="bins" in wanted, sequences="sequences" in wanted))
+        return encoded_tensors(
+            self.spec.encode(features, bins="bins" in wanted, sequences="sequences" in wanted)
+        )
 
     @torch.inference_mode()
     def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
@@ -182,7 +197,9 @@ class Heuristic(Navigator):
 
     Config: ClassVar[type[HeuristicConfig]] = HeuristicConfig
 
-    def __init__(self, config: Any, pages: PageCatalogue, stats: TableStats, version: str = "heuristic") -> None:
+    def __init__(
+        self, config: Any, pages: PageCatalogue, stats: TableStats, version: str = "heuristic"
+    ) -> None:
         self.config = config
         self.pages = pages
         self.stats = stats

@@ -60,17 +60,32 @@ class Bundle:
     @property
     def version(self) -> str:
         """Name and a hash of config, encoder and weights: the same model has the same version everywhere."""
-        digest = hashlib.sha256(config_hash([self.config, self.spec.to_dict(), self.stats.to_dict()]).encode())
+        digest = hashlib.sha256(
+            config_hash([self.config, self.spec.to_dict(), self.stats.to_dict()]).encode()
+        )
         for key in sorted(self.weights):
             digest.update(key.encode())
-            digest.update(self.weights[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                self.weights[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         return f"{self.name}-{digest.hexdigest()[:10]}"
 
     @classmethod
-    def of_learner(cls, learner: Learner, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats, **extra: Any) -> Bundle:
+    def of_learner(
+        cls, learner: Learner, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats, **extra: Any
+    ) -> Bundle:
         """Bundle of a trained learner; `extra`: metrics, data, plugins."""
         weights = {k: v.detach().cpu().clone().contiguous() for k, v in learner.state_dict().items()}
-        return cls("learner", learner.name, learner.config.model_dump(mode="json"), pages, spec, stats, weights, **extra)
+        return cls(
+            "learner",
+            learner.name,
+            learner.config.model_dump(mode="json"),
+            pages,
+            spec,
+            stats,
+            weights,
+            **extra,
+        )
 
     def learner(self) -> Learner:
         """The module with its weights, in evaluation mode.
@@ -79,7 +94,9 @@ class Bundle:
             BundleError: the bundle is a heuristic, or its weights do not fit its config.
         """
         if self.kind != "learner":
-            raise BundleError(f"bundle {self.name!r} is a heuristic and has no learner", hint="use navigator()")
+            raise BundleError(
+                f"bundle {self.name!r} is a heuristic and has no learner", hint="use navigator()"
+            )
         load_plugins(self.plugins)
         cls: type[Learner] = lookup("learner", self.name)
         module = cls(_config(cls.Config, self), self.spec, self.pages, self.stats)
@@ -105,7 +122,10 @@ def _config(model: Any, bundle: Bundle) -> Any:
     try:
         return model.model_validate(bundle.config)
     except ValidationError as error:
-        raise BundleError(f"config of bundle {bundle.name!r} is not valid here: {error}", hint="train it again with this version") from None
+        raise BundleError(
+            f"config of bundle {bundle.name!r} is not valid here: {error}",
+            hint="train it again with this version",
+        ) from None
 
 
 def save_bundle(bundle: Bundle, path: str | Path) -> Path:
@@ -125,7 +145,9 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
             write_json(staging / "bundle.json", record)
             write_json(staging / "spec.json", bundle.spec.to_dict())
             if bundle.weights:
-                save_file({k: v.contiguous() for k, v in bundle.weights.items()}, staging / "weights.safetensors")
+                save_file(
+                    {k: v.contiguous() for k, v in bundle.weights.items()}, staging / "weights.safetensors"
+                )
             staging.chmod(0o755)
             if path.exists():
                 shutil.rmtree(path)
@@ -144,11 +166,16 @@ def load_bundle(path: str | Path, plugins: tuple[str, ...] = ()) -> Bundle:
     """
     path = Path(path)
     if not (path / "bundle.json").is_file():
-        raise BundleError(f"{path} is not a bundle (no bundle.json)", hint="give the `bundle` folder inside a run folder")
+        raise BundleError(
+            f"{path} is not a bundle (no bundle.json)", hint="give the `bundle` folder inside a run folder"
+        )
     try:
         record: Mapping[str, Any] = read_json(path / "bundle.json")
         if record.get("format") != FORMAT:
-            raise BundleError(f"{path} has bundle format {record.get('format')!r}, this version reads {FORMAT}", hint="train it again")
+            raise BundleError(
+                f"{path} has bundle format {record.get('format')!r}, this version reads {FORMAT}",
+                hint="train it again",
+            )
         weights = load_file(path / "weights.safetensors") if (path / "weights.safetensors").exists() else {}
         bundle = Bundle(
             kind=record["kind"],
@@ -163,7 +190,32 @@ def load_bundle(path: str | Path, plugins: tuple[str, ...] = ()) -> Bundle:
             plugins=(*record["plugins"], *plugins),
         )
     except (KeyError, TypeError, ValueError, SafetensorError, StorageError, ConfigError) as error:
-        raise BundleError(f"bundle {path} is damaged: {error}", hint="copy it again or train it again") from None
+        raise BundleError(
+            f"bundle {path} is damaged: {error}", hint="copy it again or train it again"
+        ) from None
     if bundle.version != record.get("version"):
-        raise BundleError(f"bundle {path} does not match its recorded version", hint="a file in it was changed; copy it again")
+        raise BundleError(
+            f"bundle {path} does not match its recorded version",
+            hint="a file in it was changed; copy it again",
+        )
     return bundle
+
+
+def find_bundle(path: str | Path) -> Path:
+    """The bundle meant by a path: a bundle folder, a run folder, or a run's name without its hash (the newest run).
+
+    Raises:
+        BundleError: none of these is there.
+    """
+    path = Path(path)
+    for folder in (path, path / "bundle"):
+        if (folder / "bundle.json").is_file():
+            return folder
+    runs = [
+        folder for folder in path.parent.glob(f"{path.name}-*/bundle") if (folder / "bundle.json").is_file()
+    ]
+    if not runs:
+        raise BundleError(
+            f"no bundle at {path}", hint="train one with `plpm train`, or give a bundle or run folder"
+        )
+    return max(runs, key=lambda folder: (folder / "bundle.json").stat().st_mtime)

@@ -1,1 +1,6 @@
-"""Layers that several learners share."""
+"""Layers shared by all learners; what several methods need lives here once."""
+
+from plpm_ray.nn.embedding import FieldEmbedding
+from plpm_ray.nn.mlp import MLP
+
+__all__ = ["MLP", "FieldEmbedding"]

@@ -1,0 +1,1 @@
+"""Reference learners: what a new method has to beat."""

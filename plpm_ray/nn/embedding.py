@@ -1,0 +1,40 @@
+"""Embedding of typed categorical fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FieldEmbedding(nn.Module):
+    """One table for all categorical fields: field f owns the rows from `offsets[f]` on.
+
+    One lookup and one gradient serve all fields, whatever their number.
+
+    Args:
+        sizes: (F,) number of codes of each field, the unknown code 0 included.
+        width: D, numbers per field.
+
+    Attributes:
+        out_features: F * D.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        starts = torch.tensor([0, *sizes[:-1]] if sizes else [], dtype=torch.int64).cumsum(0)
+        # follows from the sizes, so it need not travel with the weights
+        self.register_buffer("offsets", starts, persistent=False)
+        self.table = nn.Embedding(sum(sizes), width) if sizes else None
+        self.out_features = len(sizes) * width
+        if self.table is not None:
+            nn.init.normal_(self.table.weight, std=width**-0.5)
+
+    def forward(self, cat_BF: Tensor) -> Tensor:
+        """(B, F) integer codes -> (B, F * D); (B, 0) where there is no field."""
+        if self.table is None:
+            return torch.empty(len(cat_BF), 0, device=cat_BF.device)
+        return self.table(cat_BF + self.offsets).flatten(1)
