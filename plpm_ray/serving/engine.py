@@ -1,0 +1,296 @@
+"""A bundle made into a policy that decides and observes: the one code under the service, `plpm decide` and simulators.
+
+State of a user -> features -> scores (navigator, or its fallback) -> page and propensity. Everything works on many users at
+once; a decision depends on the user's state, the entry, and the policy's seed alone, so it is the same in any batch.
+
+Letters: B entries, M sessions, K pages, U distinct users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from plpm_ray.core.config import config_hash
+from plpm_ray.core.features import FeatureSchema
+from plpm_ray.core.pages import PageCatalogue
+from plpm_ray.core.registry import lookup
+from plpm_ray.data.contract import IdType
+from plpm_ray.data.features.layout import nav_state
+from plpm_ray.data.features.sessions import EntryArrays, SessionArrays
+from plpm_ray.data.features.state import features
+from plpm_ray.navigators.base import Navigator
+from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
+from plpm_ray.policies.base import Policy, PolicyConfig
+from plpm_ray.policies.fallback import FallbackChain, reason_column
+from plpm_ray.serving.memory_store import MemoryStore
+from plpm_ray.serving.records import Observation, Observed, state_layout, tag_of
+from plpm_ray.serving.store import Profiles, StateStore, Users
+from plpm_ray.serving.tables import Entries, FieldError, read_columns, read_entries, read_sessions, read_users
+
+_CHUNK = 1024  # entries whose states stay in the second-level cache
+
+
+class Versions(NamedTuple):
+    """What took a decision: bundle version, name and hash of the policy's config, name of the fallback."""
+
+    navigator: str
+    policy: str
+    fallback: str
+
+    @property
+    def label(self) -> str:
+        """The `policy` column of a log row."""
+        return f"{self.navigator}/{self.policy}"
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """B decisions.
+
+    Attributes:
+        page: (B,) int16 position in the catalogue.
+        propensity: (B,) float64 probability with which the page was drawn.
+        scores: (B, K) float32, of the navigator or of the fallback.
+        probabilities: (B, K) float64.
+        reason: (B,) int8 code into `policies.fallback.REASONS`; 0 = the navigator answered.
+    """
+
+    page: np.ndarray
+    propensity: np.ndarray
+    scores: np.ndarray
+    probabilities: np.ndarray
+    reason: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+
+class NavigationPolicy:
+    """Decides landing pages and learns what happened after them. Made by `load_policy`.
+
+    Attributes:
+        bundle: what was trained.
+        pages, schema: catalogue and feature schema of the bundle.
+        user_type: type of the dataset's user ids, None where the bundle does not say.
+        versions: what every decision records.
+        store, layout: the per-user state, and what its records are.
+    """
+
+    def __init__(self, bundle: Bundle, policy: PolicyConfig, store: StateStore, fallback: str) -> None:
+        self.bundle = bundle
+        self.pages: PageCatalogue = bundle.pages
+        self.schema: FeatureSchema = bundle.spec.schema
+        self.navigator: Navigator = bundle.navigator()
+        cls = lookup("navigator", fallback)
+        self._chain = FallbackChain(self.navigator, cls(cls.Config(), bundle.pages, bundle.stats))
+        self._policy = Policy(policy)
+        self.versions = Versions(bundle.version, f"{policy.kind}-{config_hash(policy, 6)}", fallback)
+        self.user_type: IdType | None = (
+            bundle.data.get("user_id") if bundle.data.get("user_id") in ("int64", "string") else None
+        )
+        self.store = store
+        self.layout = state_layout(self.schema, self.navigator.state_size)
+        store.bind(self.layout)
+        self._tag = tag_of(bundle.version)
+
+    def decide(self, entries: pa.Table) -> pa.Table:
+        """Chooses a page for every app entry. Sessions count that were observed and ended before the entry.
+
+        Args:
+            entries: user_id, entry_time, and optionally utc_offset_min (default 0) and context columns (default missing);
+                other columns are ignored.
+
+        Returns:
+            A row per entry, in order: user_id, entry_time, page (name), page_index (int16), propensity, scores and
+            probabilities (lists of K in page order), fallback (reason, null where the navigator answered), policy (label for
+            log rows), navigator_version.
+
+        Raises:
+            FieldError: a column is missing or does not fit; the message names it.
+            StateError: the state store failed.
+        """
+        read = read_entries(entries, self.schema.context)
+        return self.decision_table(read, self.decide_entries(read))
+
+    def decide_entries(self, entries: Entries) -> Decisions:
+        """`decide` on arrays."""
+        parts = []
+        for start in range(0, len(entries), _CHUNK):
+            rows = np.arange(start, min(start + _CHUNK, len(entries)))
+            part = entries if len(rows) == len(entries) else entries.take(rows)
+            states, known = self.store.load(part.users)
+            parts.append(self.decide_states(part, states, known))
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            k = len(self.pages)
+            none = np.zeros(0)
+            return Decisions(
+                none.astype(np.int16),
+                none,
+                np.zeros((0, k), np.float32),
+                np.zeros((0, k)),
+                none.astype(np.int8),
+            )
+        return Decisions(
+            *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Decisions))
+        )
+
+    def decide_states(self, entries: Entries, states: np.ndarray, known: np.ndarray) -> Decisions:
+        """Decisions from (B,) given states instead of those of the store; known (B,) bool = the user has a history."""
+        at = EntryArrays(entries.entry_ms, entries.offset_min)
+        profiles = self.store.profiles(entries.users) if self.schema.profile else None
+        raw = features(states, at, self.schema, entries.context, profiles)
+        size = self.navigator.state_size
+        day_state = (
+            nav_state(states, at.local_day, size) * (states["nav_tag"] == self._tag)[:, None]
+            if size
+            else None
+        )
+        scored = self._chain.scores(raw, known, day_state)
+        choice = self._policy.draw(scored.scores, entries.users.hash, entries.entry_ms)
+        return Decisions(choice.page, choice.propensity, scored.scores, choice.probabilities, scored.reason)
+
+    def decision_table(self, entries: Entries, decisions: Decisions) -> pa.Table:
+        """Decisions as the table that `decide` returns."""
+        b, k = decisions.scores.shape
+        offsets = pa.array(np.arange(0, (b + 1) * k, k, dtype=np.int32)[: b + 1])
+        return pa.table(
+            {
+                "user_id": entries.users.ids,
+                "entry_time": pa.array(entries.entry_ms).cast(pa.timestamp("ms", tz="UTC")),
+                "page": pa.array(self.pages.names).take(pa.array(decisions.page)),
+                "page_index": pa.array(decisions.page),
+                "propensity": pa.array(decisions.propensity),
+                "scores": pa.ListArray.from_arrays(
+                    offsets, pa.array(np.ascontiguousarray(decisions.scores).reshape(-1))
+                ),
+                "probabilities": pa.ListArray.from_arrays(
+                    offsets, pa.array(np.ascontiguousarray(decisions.probabilities).reshape(-1))
+                ),
+                "fallback": reason_column(decisions.reason),
+                "policy": pa.repeat(self.versions.label, b),
+                "navigator_version": pa.repeat(self.versions.navigator, b),
+            }
+        )
+
+    def observe(self, sessions: pa.Table) -> int:
+        """Adds finished sessions to the state of their users, in any order.
+
+        Args:
+            sessions: canonical columns: user_id, session_id, entry_time, exit_time, landing_page, pages, dwell_s, and
+                optionally utc_offset_min (default 0), video_views, watch_s and context columns. Pages are names, aliases or
+                int16 positions.
+
+        Returns:
+            How many were new. A session seen before (same session_id) changes nothing; nor does one that ended before the
+            oldest of the user's last 12, which can no longer be told from a repeat.
+
+        Raises:
+            FieldError: a column is missing or a row breaks a rule of the contract; nothing was added then.
+            StateError: the state store failed.
+        """
+        return self.observe_stored(read_sessions(sessions, self.pages, self.schema.context)).accepted
+
+    def observe_stored(self, sessions: pa.Table) -> Observed:
+        """`observe` for sessions in stored form, with the number of repeats and of sessions that came too late."""
+        return Observed(*np.bincount(self.observe_status(sessions), minlength=3).tolist())
+
+    def observe_status(self, sessions: pa.Table) -> np.ndarray:
+        """`observe_stored`, and what became of each session: (M,) positions in the fields of Observed."""
+        if not sessions.num_rows:
+            return np.zeros(0, dtype=np.int8)
+        users, of = Users.of(sessions["user_id"]).unique()
+        observation = self.observation(SessionArrays.from_table(sessions), of, len(users))
+        if self.navigator.state_size:
+            observation.remember_inputs(*self.session_inputs(sessions))
+        self.store.update(users, observation.apply)
+        return observation.status
+
+    def session_inputs(self, sessions: pa.Table) -> tuple[Profiles, Profiles]:
+        """Context and profile columns of stored sessions."""
+        profiles = self.store.profiles(Users.of(sessions["user_id"])) if self.schema.profile else {}
+        return read_columns(sessions, self.schema.context), profiles
+
+    def observation(self, sessions: SessionArrays, of: np.ndarray, n_users: int) -> Observation:
+        """M sessions on their way into the records of users 0 to n_users - 1; `of` (M,) says whose they are."""
+        return Observation(self.navigator, self.schema, self._tag, sessions, of, n_users)
+
+    def load_users(self, users: pa.Table) -> int:
+        """Stores users' profiles (user_id and the profile columns); returns their number.
+
+        Raises:
+            FieldError: a column does not fit, or a user occurs twice.
+        """
+        who = read_users(users)
+        distinct, _ = who.unique()
+        if len(distinct) != len(who):
+            raise FieldError(
+                "user_id", f"{len(who) - len(distinct)} rows repeat a user", "one row for each user"
+            )
+        if self.schema.profile and len(who):
+            self.store.save_profiles(who, read_columns(users, self.schema.profile))
+        return len(who)
+
+    def warm_up(self) -> None:
+        """Decides once for nobody, so that the first real decision is not the slow one."""
+        ids = ["nobody"] if self.user_type == "string" else [0]
+        self.decide(pa.table({"user_id": ids, "entry_time": [1_600_000_000_000]}))
+
+    def with_bundle(
+        self, bundle: Bundle, policy: PolicyConfig | None = None, fallback: str | None = None
+    ) -> NavigationPolicy:
+        """Another policy over the same state: what a hot swap flips to. This one stays usable.
+
+        Raises:
+            StateError: the bundle has other pages.
+        """
+        return NavigationPolicy(
+            bundle, policy or self._policy.config, self.store, fallback or self.versions.fallback
+        )
+
+
+def load_policy(
+    bundle: str | Path | Bundle,
+    policy: PolicyConfig | None = None,
+    *,
+    store: StateStore | None = None,
+    fallback: str = "heuristic.popularity",
+    users: pa.Table | None = None,
+    plugins: Sequence[str] = (),
+) -> NavigationPolicy:
+    """Loads a bundle into a policy.
+
+    Example::
+
+        policy = load_policy("runs/iit-3f2a/bundle", PolicyConfig(kind="epsilon", epsilon=0.05))
+        policy.observe(sessions)
+        decisions = policy.decide(entries)
+
+    Args:
+        bundle: bundle folder, run folder, or a bundle in memory.
+        policy: how pages are drawn from scores; greedy by default.
+        store: where the state lives; a new MemoryStore by default.
+        fallback: heuristic that answers for users without history.
+        users: profiles to load, see `NavigationPolicy.load_users`.
+        plugins: files or modules that register the bundle's learner, if it is not a built-in one.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, or does not fit.
+        ConfigError: unknown fallback.
+        StateError: the store is unreachable or holds another layout.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = load_bundle(find_bundle(bundle), tuple(plugins))
+    made = NavigationPolicy(
+        bundle, policy or PolicyConfig(), store if store is not None else MemoryStore(), fallback
+    )
+    if users is not None:
+        made.load_users(users)
+    return made

@@ -1,0 +1,166 @@
+"""What is in a user's record, and how finished sessions change it.
+
+The record is the online state of `plpm_ray.data.features.state`, with a tag at its end that says whose intra-day state it
+holds: a navigator never reads the numbers that another one left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from plpm_ray.core.config import config_hash
+from plpm_ray.core.features import FeatureSchema
+from plpm_ray.core.hashing import user_hash
+from plpm_ray.data.features import layout
+from plpm_ray.data.features.sessions import EntryArrays, SessionArrays, local_day
+from plpm_ray.data.features.state import features, observe
+from plpm_ray.navigators.base import Navigator
+from plpm_ray.serving.store import StateLayout
+
+
+class Observed(NamedTuple):
+    """How many sessions were new, seen before, or too old to be told from a repeat."""
+
+    accepted: int
+    duplicate: int
+    late: int
+
+
+_NEW, _REPEATED, _LATE = range(len(Observed._fields))
+
+
+def state_layout(schema: FeatureSchema, state_size: int) -> StateLayout:
+    """The record of a dataset's users for a navigator with `state_size` float32 numbers of intra-day state."""
+    base = layout.state_dtype(schema, state_size)
+    dtype = np.dtype([*((name, base[name]) for name in base.names or ()), ("nav_tag", np.uint64)])
+    shared = (base.names or ()).index("nav_day")
+    fields = [[name, str(base[name])] for name in (base.names or ())[:shared]]
+    name = config_hash([layout.LAYOUT_VERSION, list(schema.pages), fields])
+    return StateLayout(dtype, shared, layout.empty_states(dtype, 1), name, dict(schema.profile))
+
+
+def tag_of(version: str) -> np.uint64:
+    """Tag of a navigator's intra-day state."""
+    return user_hash(pa.array([version]))[0]
+
+
+class Observation:
+    """M finished sessions on their way into the records of U distinct users.
+
+    Args:
+        navigator: whose intra-day state is kept up to date.
+        schema: feature schema.
+        tag: see `tag_of`.
+        sessions: M sessions.
+        of: (M,) position of each session's user among the U users.
+        n_users: U.
+
+    Attributes:
+        status: (M,) int8 what became of each session, a position in the fields of Observed; valid after `apply`.
+    """
+
+    def __init__(
+        self,
+        navigator: Navigator,
+        schema: FeatureSchema,
+        tag: np.uint64,
+        sessions: SessionArrays,
+        of: np.ndarray,
+        n_users: int,
+    ) -> None:
+        self.navigator = navigator
+        self.schema = schema
+        self.tag = tag
+        self.sessions = sessions
+        self.of = of
+        self.n_users = n_users
+        self.status = np.full(len(of), _NEW, dtype=np.int8)
+        self._again = _repeats(of, sessions.key)
+        self._inputs: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
+
+    def remember_inputs(self, context: Mapping[str, Any], profiles: Mapping[str, Any]) -> None:
+        """Context and profile columns of the M sessions, which a navigator with intra-day state also reads."""
+        self._inputs = (context, profiles)
+
+    def apply(self, records: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
+        """Adds the sessions of the users at `positions`, whose records are `records[rows]`, in place: a store's Updater."""
+        row_of = np.full(self.n_users, -1, dtype=np.int64)
+        row_of[positions] = rows
+        at = row_of[self.of]
+        mine = np.flatnonzero(at >= 0)
+        status = _classify(
+            records, at[mine], self.sessions if len(mine) == len(at) else self.sessions.take(mine)
+        )
+        status[self._again[mine]] = _REPEATED
+        self.status[mine] = status
+        new = mine[status == _NEW]
+        if not len(new):
+            return
+        sessions = self.sessions if len(new) == len(at) else self.sessions.take(new)
+        if self._inputs is None:
+            observe(records, at[new], sessions)
+        else:
+            self._apply_in_turn(records, at[new], new, sessions)
+
+    def _apply_in_turn(
+        self, records: np.ndarray, at: np.ndarray, index: np.ndarray, sessions: SessionArrays
+    ) -> None:
+        """The n-th new session of every user at once: the navigator sees the state as it was when the session began."""
+        order = np.lexsort((sessions.key, sessions.entry_ms, sessions.exit_ms, at))
+        turn = np.arange(len(order)) - np.searchsorted(at[order], at[order])
+        for n in range(int(turn.max()) + 1):
+            now = order[turn == n]
+            self._navigator_observes(records, at[now], index[now], sessions.take(now))
+            observe(records, at[now], sessions.take(now))
+
+    def _navigator_observes(
+        self, records: np.ndarray, at: np.ndarray, index: np.ndarray, sessions: SessionArrays
+    ) -> None:
+        assert self._inputs is not None
+        context, profiles = ({name: _at(v, index) for name, v in columns.items()} for columns in self._inputs)
+        states = records[at]
+        raw = features(
+            states, EntryArrays(sessions.entry_ms, sessions.utc_offset_min), self.schema, context, profiles
+        )
+        size = self.navigator.state_size
+        day = local_day(sessions.entry_ms, sessions.utc_offset_min)
+        before = layout.nav_state(states, day, size) * (states["nav_tag"] == self.tag)[:, None]
+        outcome = {
+            "action": sessions.landing.astype(np.int64),
+            "use_s": (sessions.use_ms / 1000).astype(np.float32),
+            "landing_dwell_s": (sessions.landing_dwell_ms / 1000).astype(np.float32),
+            "switches": sessions.switches,
+        }
+        layout.set_nav_state(records, at, day, self.navigator.observe(before, raw, outcome))
+        records["nav_tag"][at] = self.tag
+
+
+def _classify(records: np.ndarray, at: np.ndarray, sessions: SessionArrays) -> np.ndarray:
+    """(m,) what each session is to the record of its user."""
+    kept = records["recent"]
+    filled = kept[:, :, layout.TOTALS][at] == 1
+    repeated = ((kept[:, :, layout.KEY][at] == sessions.key[:, None]) & filled).any(axis=1)
+    exit_ms, entry_ms, key = (kept[:, -1, column][at] for column in (layout.EXIT, layout.ENTRY, layout.KEY))
+    same_exit, same_entry = sessions.exit_ms == exit_ms, sessions.entry_ms == entry_ms
+    older = sessions.exit_ms < exit_ms
+    older |= same_exit & (sessions.entry_ms < entry_ms)
+    older |= same_exit & same_entry & (sessions.key < key)
+    status = np.where(filled[:, -1] & older, _LATE, _NEW).astype(np.int8)
+    status[repeated] = _REPEATED
+    return status
+
+
+def _repeats(of: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """(M,) bool: the same user and key stand further up."""
+    order = np.lexsort((key, of))
+    again = np.zeros(len(of), dtype=bool)
+    again[order[1:]] = (of[order[1:]] == of[order[:-1]]) & (key[order[1:]] == key[order[:-1]])
+    return again
+
+
+def _at(column: Any, rows: np.ndarray) -> Any:
+    return column[rows] if isinstance(column, np.ndarray) else column.take(pa.array(rows))

