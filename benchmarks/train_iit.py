@@ -15,7 +15,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 
 import numpy as np
 import torch
@@ -85,6 +84,8 @@ def contenders(batch: int, device: torch.device, args: argparse.Namespace) -> di
         "plpm_ray, no session ends a day": ours(batch, device, args.rows, done=0.0),
         "plpm_ray, every second one does": ours(batch, device, args.rows, done=0.5),
     }
+    if device.type == "cuda":
+        found["plpm_ray, as a CUDA graph"] = ours(batch, device, args.rows, done=0.0, cuda_graph=True)
     if args.compile:
         found["plpm_ray, torch.compile"] = ours(batch, device, args.rows, done=0.0, torch_compile=True)
     try:
@@ -172,15 +173,17 @@ def ours(batch: int, device: torch.device, rows: int, done: float, **training: b
     config = TrainingConfig(batch_size=batch, device=device.type, grad_clip=None, log_every=10**9, **training)
     loop = Loop(learner, source, None, config, Comm())
 
-    def endless() -> Iterator[dict[str, torch.Tensor]]:
-        for epoch in count():
-            yield from source.batches(epoch, 0, batch, loop.steps)
+    def endless() -> Iterator[None]:
+        while True:
+            loop.step = 0
+            yield from loop.epoch_steps()
+            loop.epoch += 1
 
-    batches = endless()
+    steps = endless()
 
     def run(n: int) -> None:
         for _ in range(n):
-            loop.train_step(next(batches))
+            next(steps)
 
     return run
 

@@ -45,7 +45,10 @@ class IITConfig(QConfig):
         description="how strongly the penalty falls where activity is high (eq. 27); 0 keeps it constant",
     )
     entry_steps: int = Field(
-        16, ge=1, le=MAX_STEP, description="entry numbers of the day told apart; later ones share the last cell"
+        16,
+        ge=1,
+        le=MAX_STEP,
+        description="entry numbers of the day told apart; later ones share the last cell",
     )
 
 

@@ -1,0 +1,192 @@
+"""Transition files -> encoded tensors, in an order that depends on nothing but the tables.
+
+The unit of work is a part: one user bucket (or a share of its users) over all days of the split, so that a row and its
+next state always lie in one part. Parts are read and encoded alike here, by Ray Data tasks, and in a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from plpm_ray.core.errors import DataError
+from plpm_ray.core.features import FeatureSpec, RawFeatures
+from plpm_ray.core.hashing import user_hash
+from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.tables import next_rows
+from plpm_ray.navigators.base import Grain, Learner, LearnerConfig
+from plpm_ray.training.table import TensorTable, assemble
+
+_COLUMN_TYPES = {
+    "action": np.int32,
+    "use_s": np.float32,
+    "landing_dwell_s": np.float32,
+    "switches": np.int32,
+    "hour": np.int32,
+    "step": np.int32,
+    "propensity": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What of the table a learner reads."""
+
+    grain: Grain
+    inputs: tuple[str, ...]
+    columns: tuple[str, ...]
+    horizon: Literal["day", "continuing"] = "day"
+
+    @classmethod
+    def of(cls, learner: type[Learner], config: LearnerConfig) -> Needs:
+        """`horizon` is the config's field of that name, where it has one."""
+        return cls(
+            learner.grain, tuple(learner.inputs), tuple(learner.columns), getattr(config, "horizon", "day")
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Share `index` of `of` of the users of a bucket.
+
+    Attributes:
+        rows: sessions in it.
+        sampled: of these, how many are drawn; a session whose successor lies beyond the split is a next state only.
+    """
+
+    bucket: int
+    index: int
+    of: int
+    rows: int
+    sampled: int
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Where the rows of a split come from; small and picklable, so that tasks can carry it.
+
+    Attributes:
+        root: the warehouse folder.
+        days: local days of the split (days since 1970-01-01).
+        spec: the fitted encoder.
+        needs: what is read.
+    """
+
+    root: Path
+    days: tuple[int, ...]
+    spec: FeatureSpec
+    needs: Needs
+
+    def parts(self, min_parts: int = 1, max_rows: int | None = None) -> list[Part]:
+        """The split's parts in table order: one a bucket, or more where `min_parts` or `max_rows` ask for it.
+
+        There may be fewer than `min_parts`, since the sessions of a user stay together.
+
+        Raises:
+            DataError: the days hold no sessions.
+        """
+        table = Warehouse.open(self.root).transitions
+        rows: dict[int, int] = {}
+        for day, entry in table.entries().items():
+            if day in set(self.days):
+                for bucket, count in entry.rows.items():
+                    rows[bucket] = rows.get(bucket, 0) + count
+        rows = {bucket: count for bucket, count in sorted(rows.items()) if count}
+        if not rows:
+            raise DataError(
+                f"{table.root} holds no sessions on those {len(self.days)} days",
+                hint="check the split's days, or build the tables",
+            )
+        shares = -(-min_parts // len(rows))
+        found: list[Part] = []
+        for bucket, count in rows.items():
+            of = max(shares, -(-count // max_rows) if max_rows else 1)
+            found += self._shares(bucket, count, of)
+        return found
+
+    def _shares(self, bucket: int, rows: int, of: int) -> list[Part]:
+        truncates = self.needs.grain == "transition" and self.needs.horizon == "continuing"
+        if of == 1 and not truncates:
+            return [Part(bucket, 0, 1, rows, rows)]
+        read = Warehouse.open(self.root).transitions.read(bucket, self.days, ["user_id"])
+        assert read is not None
+        users = np.sort(user_hash(read["user_id"]))
+        share = _share(users, of)
+        last = np.append(users[1:] != users[:-1], True) if truncates else np.zeros(len(users), dtype=bool)
+        counts, dropped = np.bincount(share, minlength=of), np.bincount(share[last], minlength=of)
+        return [
+            Part(bucket, i, of, int(counts[i]), int(counts[i] - dropped[i])) for i in range(of) if counts[i]
+        ]
+
+    def read(self, part: Part) -> dict[str, np.ndarray]:
+        """Encoded arrays of a part in (day, user, entry) order; `next_row` and `sampled` if the learner needs them."""
+        warehouse = Warehouse.open(self.root)
+        table = warehouse.transitions.read(part.bucket, self.days)
+        assert table is not None
+        if part.of > 1:
+            table = table.filter(
+                pa.array(_share(user_hash(table["user_id"]), part.of) == part.index)
+            ).combine_chunks()
+        encoded = self.spec.encode(
+            RawFeatures.from_table(self.spec.schema, table),
+            bins="bins" in self.needs.inputs,
+            sequences="sequences" in self.needs.inputs,
+        )
+        arrays: dict[str, np.ndarray] = {"dense": encoded.dense, "cat": encoded.cat}
+        arrays = {name: arrays[name] for name in arrays if name in self.needs.inputs}
+        if encoded.bins is not None:
+            arrays["bins"] = encoded.bins
+        for name, values in (encoded.sequences or {}).items():
+            arrays[f"seq.{name}"] = values
+        return arrays | self._labels(table)
+
+    def _labels(self, table: pa.Table) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for name in self.needs.columns:
+            if name in _COLUMN_TYPES:
+                column = table["landing_page" if name == "action" else name]
+                arrays[name] = column.to_numpy().astype(_COLUMN_TYPES[name])
+        daily = self.needs.horizon == "day"
+        ends = table["done"].to_numpy() if daily else np.zeros(table.num_rows, dtype=bool)
+        if "done" in self.needs.columns:
+            arrays["done"] = ends.astype(np.float32)
+        if self.needs.grain == "transition":
+            arrays["next_row"] = next_rows(table["user_id"], table["done"].to_numpy(), self.needs.horizon)
+            known = ends | (arrays["next_row"] >= 0)
+            arrays["sampled"] = known
+        return arrays
+
+    def load(self, parts: Sequence[Part] | None = None) -> TensorTable:
+        """Parts as one table, in the order given (all by default)."""
+        parts = self.parts() if parts is None else parts
+        return assemble((to_table(self.read(part)) for part in parts), sum(part.rows for part in parts))
+
+
+def _share(hashes: np.ndarray, of: int) -> np.ndarray:
+    # buckets are made from the upper half of the hash; the lower half divides a bucket evenly
+    return ((hashes & np.uint64(0xFFFFFFFF)) % np.uint64(of)).astype(np.int64)
+
+
+def to_table(arrays: dict[str, Any]) -> TensorTable:
+    """Arrays of a part (`TableSource.read`) as tensors that share their memory."""
+    known = arrays.get("sampled")
+    sampled = None if known is None or known.all() else torch.from_numpy(np.flatnonzero(known))
+    following = arrays.get("next_row")
+    columns = {
+        name: torch.from_numpy(values)
+        for name, values in arrays.items()
+        if name not in ("next_row", "sampled")
+    }
+    return TensorTable(columns, None if following is None else torch.from_numpy(following), sampled)
+
+
+class PartReader(Protocol):
+    """Reads parts in the order given; an implementation reads ahead."""
+
+    def __call__(self, parts: Sequence[Part]) -> Iterator[TensorTable]: ...

@@ -1,0 +1,27 @@
+"""Metrics of a learner on held-out rows."""
+
+from __future__ import annotations
+
+import torch
+
+from plpm_ray.navigators.base import Learner
+from plpm_ray.training.comm import Comm
+from plpm_ray.training.table import TensorTable
+
+EVAL_ROWS = 16_384
+
+
+@torch.inference_mode()
+def evaluate(learner: Learner, valid: TensorTable, comm: Comm | None = None) -> dict[str, float]:
+    """Means of `Learner.metrics` over the rows of all processes, and "rows"; a process may hold none of them."""
+    was_training = learner.training
+    learner.eval()
+    totals: dict[str, float] = {}
+    for batch in valid.ordered(EVAL_ROWS):
+        for name, values in learner.metrics(batch).items():
+            totals[name] = totals.get(name, 0.0) + float(values.sum(dtype=torch.float64))
+    learner.train(was_training)
+    comm = comm or Comm()
+    names = max(comm.gather(list(totals)), key=len)
+    *sums, rows = comm.sum([*(totals.get(name, 0.0) for name in names), valid.rows])
+    return {name: total / rows for name, total in zip(names, sums, strict=True)} | {"rows": int(rows)}

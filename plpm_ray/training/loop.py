@@ -1,0 +1,343 @@
+"""The training loop. It runs in one process or in every process of a group alike, and knows no Ray and no files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plpm_ray.core.config import nearest
+from plpm_ray.core.errors import ConfigError, PlpmError
+from plpm_ray.navigators.base import Learner
+from plpm_ray.training.comm import Comm, shared
+from plpm_ray.training.config import TrainingConfig
+from plpm_ray.training.device import make_optimiser, pick_device, random_state, set_random_state
+from plpm_ray.training.evaluate import evaluate
+from plpm_ray.training.graph import GraphedUpdate
+from plpm_ray.training.table import BatchSource, TensorTable, steps_per_epoch
+
+_POSITION = ("epoch", "step", "steps", "total", "samples", "stopped")
+Record = dict[str, Any]
+
+
+class Callback:
+    """Hooks of the loop; every process of a group calls its own."""
+
+    def on_log(self, record: Record) -> None:
+        """Every `log_every` steps: "step", "epoch", and mean losses since the last one as "train/<term>"."""
+
+    def on_epoch(self, record: Record) -> bool | None:
+        """After each epoch: the same with the epoch's means, and "valid/<metric>" if evaluated. True stops the run."""
+
+    def on_checkpoint(self, loop: Loop, record: Record) -> None:
+        """When a checkpoint is due: `loop.state()` holds all of it; every process must call that."""
+
+
+@dataclass
+class FitResult:
+    """What came of a fit.
+
+    Attributes:
+        metrics: validation metrics of the weights the learner now has; empty without validation rows.
+        history: the epochs' records.
+        epochs, steps, samples: done in all; samples count every process.
+        seconds: of this process since the start or the resumption.
+        stopped: whether it ended before its last epoch.
+    """
+
+    metrics: dict[str, float]
+    history: list[Record]
+    epochs: int
+    steps: int
+    samples: int
+    seconds: float
+    stopped: bool
+
+
+def fit_learner(
+    learner: Learner,
+    table: BatchSource,
+    valid: TensorTable | None,
+    config: TrainingConfig,
+    callbacks: Sequence[Callback] = (),
+    *,
+    comm: Comm | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains a learner in place; in-process sweeps call this directly and share the tables.
+
+    Args:
+        learner: as built, on any device; it ends in evaluation mode on the config's device.
+        table: training rows (of this process); a TensorTable should be on that device already.
+        valid: validation rows (of this process), or None.
+        config: `workers` and what belongs to it are not read here.
+        callbacks: told of logs, epochs and checkpoints, in order.
+        comm: the group of processes; alone by default. Every process must hold the same initial weights.
+        state: `Loop.state()` of an earlier run to go on from.
+
+    Raises:
+        ConfigError: early stopping without validation rows, or on a metric the learner does not have.
+        PlpmError: the loss is no longer finite.
+    """
+    loop = Loop(learner, table, valid, config, comm or Comm())
+    if state is not None:
+        loop.load_state(state)
+    return loop.run(callbacks)
+
+
+@dataclass
+class _Best:
+    """The best evaluation so far, for patience."""
+
+    value: float = math.inf
+    waited: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Tensor] | None = None
+
+
+class Loop:
+    """The state of a fit; see `fit_learner`."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        table: BatchSource,
+        valid: TensorTable | None,
+        config: TrainingConfig,
+        comm: Comm,
+    ) -> None:
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self.device = pick_device(config)
+        self.config, self.comm = config, comm
+        self.learner = learner.to(self.device)
+        self.table, self.valid = table, valid
+        if config.patience is not None and valid is None:
+            raise ConfigError(
+                "patience needs validation rows",
+                hint="set patience to null, or give the split validation days",
+            )
+        largest = comm.max(table.rows)
+        self.batch_size = min(max(1, round(config.batch_size / comm.world)), largest)
+        self.steps = steps_per_epoch(largest, self.batch_size)
+        self.optimiser = make_optimiser(learner, config)
+        self.parameters: list[Tensor] = self.optimiser.param_groups[0]["params"]
+        self.model = self._wrap(learner)
+        self.graphed = self._record()
+        self.epoch = self.step = self.total = self.samples = 0
+        self.stopped = False
+        self.history: list[Record] = []
+        self.best = _Best()
+        self._terms: tuple[str, ...] = ()
+        self._window, self._window_steps = torch.zeros(0), 0
+        self._sums: dict[str, float] = {}
+        torch.manual_seed(config.seed * 1_009 + comm.rank)
+
+    def _wrap(self, learner: Learner) -> nn.Module:
+        model: nn.Module = learner
+        if self.comm.world > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            model = nn.parallel.DistributedDataParallel(
+                learner, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if self.config.torch_compile:
+            model = torch.compile(model)  # type: ignore[assignment]
+        return model
+
+    def _record(self) -> GraphedUpdate | None:
+        if not self.config.cuda_graph:
+            return None
+        if self.device.type != "cuda" or self.comm.world > 1 or not isinstance(self.table, TensorTable):
+            raise ConfigError(
+                "cuda_graph needs a GPU, a single process and a table in memory",
+                hint="set training.cuda_graph to false",
+            )
+        return GraphedUpdate(self._update, self.table)
+
+    def run(self, callbacks: Sequence[Callback] = ()) -> FitResult:
+        """Trains from where the state is to the end."""
+        started = time.perf_counter()
+        self.learner.train()
+        while self.epoch < self.config.epochs and not self.stopped:
+            record = self._run_epoch(callbacks)
+            asked = [callback.on_epoch(record) for callback in callbacks]
+            self.stopped = self._out_of_patience() or bool(self.comm.max(int(any(asked))))
+            ended = self.stopped or self.epoch == self.config.epochs
+            if ended or self.epoch % self.config.checkpoint_every_epochs == 0:
+                for callback in callbacks:
+                    callback.on_checkpoint(self, record)
+        if self.config.patience is not None and self.best.weights is not None:
+            self.learner.load_state_dict(self.best.weights)
+        self.learner.eval()
+        return FitResult(
+            metrics=self._final_metrics(),
+            history=self.history,
+            epochs=self.epoch,
+            steps=self.total,
+            samples=self.samples,
+            seconds=time.perf_counter() - started,
+            stopped=self.epoch < self.config.epochs,
+        )
+
+    def _run_epoch(self, callbacks: Sequence[Callback]) -> Record:
+        started, first = time.perf_counter(), self.step
+        every = self.config.checkpoint_every_steps
+        source = self.table.batches(
+            self.epoch, self.config.seed, self.batch_size, self.steps, start=self.step
+        )
+        for batch in source:
+            self.train_step(batch)
+            self.step += 1
+            if self.total % self.config.log_every == 0:
+                record = self._flush()
+                for callback in callbacks:
+                    callback.on_log(record)
+            if every is not None and self.step % every == 0 and self.step < self.steps:
+                record = self._flush()
+                for callback in callbacks:
+                    callback.on_checkpoint(self, record)
+        self._flush()
+        seconds = max(time.perf_counter() - started, 1e-9)
+        self.epoch += 1
+        record: Record = {"step": self.total, "epoch": self.epoch}
+        record |= {f"train/{name}": total / self.steps for name, total in self._sums.items()}
+        if self.valid is not None and (
+            self.epoch % self.config.eval_every == 0 or self.epoch == self.config.epochs
+        ):
+            record |= {f"valid/{name}": value for name, value in self._evaluate(self.valid).items()}
+        record["samples_per_s"] = (self.steps - first) * self.batch_size * self.comm.world / seconds
+        self.step, self._sums = 0, {}
+        self.history.append(record)
+        return record
+
+    def train_step(self, batch: Mapping[str, Tensor]) -> None:
+        """One optimiser step on one batch."""
+        self._update(batch)
+        self._count()
+
+    def _update(self, batch: Mapping[str, Tensor]) -> None:
+        """Forward, backward and optimiser; without a word to the CPU, so that it can be recorded."""
+        with torch.autocast(self.device.type, torch.bfloat16) if self.config.amp == "bf16" else nullcontext():
+            terms = self.model(batch)
+        for parameter in self.parameters:
+            parameter.grad = None
+        terms["loss"].backward()
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, foreach=True)
+        self.optimiser.step()
+        if not self._terms:
+            self._terms = tuple(terms)
+            self._window = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
+        self._window += torch.stack([term.detach() for term in terms.values()])
+
+    def _count(self) -> None:
+        self.total += 1
+        self.samples += self.batch_size * self.comm.world
+        self._window_steps += 1
+        with torch.no_grad():
+            self.learner.after_step(self.total)
+
+    def epoch_steps(self) -> Iterator[None]:
+        """Takes the remaining steps of the epoch, one for each turn of the caller."""
+        draw = (self.epoch, self.config.seed, self.batch_size, self.steps, self.step)
+        if self.graphed is None or not isinstance(self.table, TensorTable):
+            for batch in self.table.batches(*draw):
+                yield self.train_step(batch)
+            return
+        for rows in self.table.draws(*draw):
+            self.graphed(rows)
+            yield self._count()
+
+    def _flush(self) -> Record:
+        """Moves the losses since the last flush to those of the epoch; their means, the same in every process."""
+        record: Record = {"step": self.total, "epoch": self.epoch + self.step / self.steps}
+        if self._window_steps:
+            sums = [value / self.comm.world for value in self.comm.sum(self._window.tolist())]
+            if not all(map(math.isfinite, sums)):
+                raise shared(
+                    PlpmError(
+                        f"training diverged: {dict(zip(self._terms, sums, strict=True))} after {self.total} steps",
+                        hint="lower training.lr, set training.grad_clip, or look for extreme feature values",
+                    )
+                )
+            for name, value in zip(self._terms, sums, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+                record[f"train/{name}"] = value / self._window_steps
+            self._window.zero_()
+            self._window_steps = 0
+        return record
+
+    def _evaluate(self, valid: TensorTable) -> dict[str, float]:
+        metrics = evaluate(self.learner, valid, self.comm)
+        if self.config.patience is not None:
+            if self.config.monitor not in metrics:
+                raise ConfigError(
+                    f"monitor {self.config.monitor!r} is no metric of the learner",
+                    hint=nearest(self.config.monitor, metrics),
+                )
+            if metrics[self.config.monitor] < self.best.value:
+                weights = {k: v.detach().cpu().clone() for k, v in self.learner.state_dict().items()}
+                self.best = _Best(metrics[self.config.monitor], 0, metrics, weights)
+            else:
+                self.best.waited += 1
+        return metrics
+
+    def _out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.best.waited >= self.config.patience
+
+    def _final_metrics(self) -> dict[str, float]:
+        if self.best.weights is not None:
+            return self.best.metrics
+        if self.valid is None:
+            return {}
+        found = [
+            {k[6:]: v for k, v in r.items() if k.startswith("valid/")}
+            for r in self.history
+            if "valid/rows" in r
+        ]
+        evaluated_last = bool(found) and "valid/rows" in self.history[-1]
+        return found[-1] if evaluated_last else evaluate(self.learner, self.valid, self.comm)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs; a collective call."""
+        return {
+            "learner": self.learner.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "position": {k: getattr(self, k) for k in _POSITION},
+            "random": self.comm.gather(random_state(self.device)),
+            "best": vars(self.best),
+            "sums": self._sums,
+            "terms": list(self._terms),
+            "history": self.history,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes back to where `state()` was called.
+
+        In a group of another size the epoch goes on after the same share of its rows: some are missed or repeated.
+        """
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        position = state["position"]
+        self.epoch, self.total, self.samples, self.stopped = (
+            position[k] for k in ("epoch", "total", "samples", "stopped")
+        )
+        self.step = round(position["step"] * self.steps / position["steps"])
+        scale = self.steps / position["steps"]
+        self._sums = (
+            {name: value * scale for name, value in state["sums"].items()}
+            if scale != 1
+            else dict(state["sums"])
+        )
+        self.best = _Best(**state["best"])
+        self.history = list(state["history"])
+        self._terms = tuple(state["terms"])
+        self._window = torch.zeros(len(self._terms), dtype=torch.float64, device=self.device)
+        if len(state["random"]) == self.comm.world:
+            set_random_state(state["random"][self.comm.rank], self.device)

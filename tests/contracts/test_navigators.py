@@ -1,0 +1,88 @@
+"""What every registered navigator without training must keep; learners are wrapped and go through the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from plpm_ray.core.registry import lookup, names
+from plpm_ray.navigators.base import Navigator
+from plpm_ray.navigators.bundle import Bundle, load_bundle, save_bundle
+from tests.training_tables import fitted, pages, raw_features
+
+HEURISTICS, LEARNERS = names("navigator"), names("learner")
+
+
+def bundle_of(name: str, k: int = 3) -> Bundle:
+    spec, stats = fitted(k)
+    if name in LEARNERS:
+        cls = lookup("learner", name)
+        torch.manual_seed(0)
+        return Bundle.of_learner(cls(cls.Config(), spec, pages(k), stats), spec, pages(k), stats)
+    config = lookup("navigator", name).Config().model_dump(mode="json")
+    return Bundle("navigator", name, config, pages(k), spec, stats)
+
+
+def features(k: int = 3, rows: int = 40):
+    return raw_features(fitted(k)[0].schema, rows, np.random.default_rng(3))
+
+
+every_navigator = pytest.mark.parametrize("name", HEURISTICS + LEARNERS)
+
+
+@every_navigator
+@pytest.mark.parametrize("k", [2, 3, 32])
+def test_scores_are_finite_and_of_the_pages_shape(name, k):
+    navigator: Navigator = bundle_of(name, k).navigator()
+    raw = features(k)
+    state = np.zeros((len(raw), navigator.state_size), dtype=np.float32)
+    scores = navigator.scores(raw, state)
+    assert scores.shape == (len(raw), k) and scores.dtype == np.float32 and np.isfinite(scores).all()
+    values = navigator.values(raw, state)
+    assert values is None or values.shape == (len(raw), k)
+
+
+@every_navigator
+def test_scores_are_deterministic_and_rows_do_not_mix(name):
+    navigator = bundle_of(name).navigator()
+    raw = features()
+    scores = navigator.scores(raw)
+    assert np.array_equal(scores, navigator.scores(raw))
+    some = np.array([7, 0, 31])
+    np.testing.assert_allclose(navigator.scores(raw.take(some)), scores[some], rtol=1e-5, atol=1e-6)
+
+
+@every_navigator
+def test_no_rows_give_no_scores(name):
+    assert bundle_of(name).navigator().scores(features(rows=0)).shape == (0, 3)
+
+
+@every_navigator
+def test_state_keeps_its_shape(name):
+    navigator = bundle_of(name).navigator()
+    raw = features()
+    state = np.zeros((len(raw), navigator.state_size), dtype=np.float32)
+    outcome = {
+        "action": np.zeros(len(raw), dtype=np.int16),
+        "use_s": np.ones(len(raw), dtype=np.float32),
+        "landing_dwell_s": np.ones(len(raw), dtype=np.float32),
+        "switches": np.zeros(len(raw), dtype=np.int16),
+    }
+    assert navigator.observe(state, raw, outcome).shape == state.shape
+
+
+@every_navigator
+def test_bundle_round_trip(name, tmp_path):
+    bundle = bundle_of(name)
+    loaded = load_bundle(save_bundle(bundle, tmp_path / "bundle"))
+    assert loaded.version == bundle.version
+    assert np.array_equal(loaded.navigator().scores(features()), bundle.navigator().scores(features()))
+    assert loaded.navigator().version == bundle.navigator().version
+
+
+@pytest.mark.parametrize("name", HEURISTICS)
+def test_config_refuses_unknown_keys(name):
+    with pytest.raises(ValidationError):
+        lookup("navigator", name).Config(no_such_setting=1)
