@@ -32,12 +32,14 @@ Sets = Annotated[
 def quiet_environment() -> None:
     """Usage statistics off, and a token of this process' own for a Ray that it may start; called by entry points only.
 
-    A local Ray would otherwise write a token into the home folder, and later clusters would ask every client for it.
+    A local Ray would otherwise write a token into the home folder, and later clusters would ask every client for it;
+    matplotlib would keep its list of fonts there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"plpm-matplotlib-{os.getuid()}"))
     joins_a_cluster = (
         "RAY_ADDRESS" in os.environ or (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").exists()
     )

@@ -123,7 +123,7 @@ def evaluate(config: Path, sets: Sets) -> Any:
     spec, stats = fit_spec(warehouse, split.train)
     held_out = split.test if settings.part == "test" else split.valid
     policies = [
-        _judged(entry, source, ("policies", i), warehouse, stats, split, settings.part)
+        _judged(entry, source, ("policies", i), warehouse, stats, split, settings)
         for i, entry in enumerate(settings.policies)
     ]
     outcome = run(warehouse, split.train, held_out, spec, policies, settings.judge)
@@ -165,7 +165,7 @@ def _judged(
     warehouse: Any,
     stats: Any,
     split: Any,
-    part: str,
+    settings: Any,
 ) -> Any:
     """A policy of the evaluation config, its navigator loaded and checked against the tables."""
     from plpm_ray.evaluation.run import Judged
@@ -177,19 +177,19 @@ def _judged(
         options = validate(cls.Config, source, (*section, "navigator"), entry.navigator.options)
         navigator = cls(options, warehouse.info.pages, stats)
         return Judged(entry.label or entry.navigator.name, navigator, Policy(entry.policy))
-    bundle = load_bundle(find_bundle(entry.bundle))
+    bundle = load_bundle(find_bundle(entry.bundle), settings.plugins)
     if bundle.spec.schema != warehouse.info.features:
         raise ConfigError(
             f"{source.where(section)}: bundle {entry.bundle} was trained on other pages or columns than {warehouse.root}",
             hint="evaluate it on the tables of its own dataset",
         )
-    _warn_of_seen_days(entry, bundle, split.test if part == "test" else split.valid)
-    return Judged(
-        entry.label or bundle.name, bundle.navigator(), Policy(entry.policy), bundle.config.get("gamma")
-    )
+    _refuse_seen_days(entry, bundle, split.test if settings.part == "test" else split.valid)
+    # a realised return ends with the day; values that look beyond it cannot be compared with one
+    gamma = bundle.config.get("gamma") if bundle.config.get("horizon", "day") == "day" else None
+    return Judged(entry.label or bundle.name, bundle.navigator(), Policy(entry.policy), gamma)
 
 
-def _warn_of_seen_days(entry: Any, bundle: Any, held_out: list[int]) -> None:
+def _refuse_seen_days(entry: Any, bundle: Any, held_out: list[int]) -> None:
     from plpm_ray.data.day_table import day_name
 
     seen = set(bundle.data.get("train_days", ())) & {day_name(d) for d in held_out}
@@ -206,8 +206,8 @@ def decide(config: Path, sets: Sets) -> Any:
 
     clock = Clock()
     settings = validate(DecideConfig, read_config(config, sets))
-    summary = decide_file(settings)
-    finish("decide", Path(settings.output).parent, {**summary, "seconds": clock.seconds})
+    summary = {**decide_file(settings), "seconds": clock.seconds}
+    finish("decide", Path(settings.output).parent, summary, summary)
     return summary
 
 

@@ -138,14 +138,14 @@ def _environment() -> Iterator[Finding]:
 
 def _config(path: Path, overrides: list[str]) -> Iterator[Finding]:
     source = read_config(path, overrides)
-    command = _command_of(source.data)
+    command = command_of(source.data)
     if command is None:
         yield Finding(
             "note", f"{path} is no config of a plpm command", "see the templates in jobs/ and tune/"
         )
         return
     try:
-        settings = _validated(command, source)
+        settings = validated(command, source)
     except PlpmError as error:
         yield Finding("bad", error.message, error.hint or "")
     else:
@@ -157,14 +157,14 @@ def _config(path: Path, overrides: list[str]) -> Iterator[Finding]:
     yield from _places(source.data)
 
 
-def _command_of(data: Mapping[str, Any]) -> str | None:
+def command_of(data: Mapping[str, Any]) -> str | None:
     """The command that a config is meant for, by a key that only it has."""
     told_by = {"dataset": "data", "policies": "evaluate", "entries": "decide", "search": "sweep"}
     told_by |= {"trials": "sweep", "objective": "sweep", "learner": "train", "bundle": "serve"}
     return next((command for key, command in told_by.items() if key in data), None)
 
 
-def _validated(command: str, source: ConfigSource) -> Any:
+def validated(command: str, source: ConfigSource) -> Any:
     """The command's config, as the command itself would check it.
 
     Raises:

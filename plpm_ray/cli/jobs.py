@@ -6,6 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from plpm_ray.core.config import read_config
+from plpm_ray.core.errors import ConfigError
+
+# Ray unpacks what `--working-dir` uploads under such a folder and removes it some time after the job.
+UPLOAD = "working_dir_files"
+
 
 def main(
     command: str, default: str | Path, preset: tuple[str, ...] = (), argv: list[str] | None = None
@@ -31,7 +37,30 @@ def main(
         parser.error(f"one config, not {len(configs)}: {configs}")
     config = Path(configs[0]) if configs else Path(default)
     overrides = [*preset, *(a for a in given.arguments if "=" in a), *given.set]
+    try:
+        refuse_lost_output(command, config, overrides)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     sys.argv = ["plpm", command, str(config), *(part for text in overrides for part in ("--set", text))]
     from plpm_ray.cli import main as plpm
 
     plpm()
+
+
+def refuse_lost_output(command: str, config: Path, overrides: list[str]) -> None:
+    """Refuses an output folder inside a job's upload, where it would be removed with it.
+
+    Raises:
+        ConfigError: it lies there.
+    """
+    here = Path.cwd()
+    if UPLOAD not in here.parts or "runtime_resources" not in here.parts:
+        return
+    key = "output" if command == "data" else "run_root"
+    value = str(read_config(config, overrides).data.get(key, "runs"))
+    if not Path(value).expanduser().is_absolute():
+        raise ConfigError(
+            f"{key} {value!r} would lie in the upload of this job, which Ray removes",
+            hint=f"give a folder that every node sees, as in {key}=/shared/{value}",
+        )

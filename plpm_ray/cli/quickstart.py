@@ -13,6 +13,8 @@ import yaml
 from plpm_ray.cli import commands
 from plpm_ray.cli.summary import Clock, finish
 
+DEMO = {"name": "synthetic_demo", "users": 4000, "days": 14}
+TRAINING = {"epochs": 8, "batch_size": 1024, "lr": 1e-3}
 SPLIT = {"valid_days": 2, "test_days": 2}
 LEARNERS = {
     "iit": {"name": "klan.iit", "alpha": 0.3, "gamma": 0.6},
@@ -37,19 +39,13 @@ def run(folder: Path) -> None:
         print(f"\n== {title}", flush=True)
 
     step("1 of 4  logs -> tables (made-up logs; your own: docs/your_logs.md)")
-    demo = {
-        "dataset": {"name": "synthetic_demo", "users": 4000, "days": 14},
-        "output": tables,
-        "n_buckets": 4,
-    }
+    demo = {"dataset": DEMO, "output": tables, "n_buckets": 4}
     steps["data"] = commands.data(config("data", demo), [])["sessions"]
     for name, learner in LEARNERS.items():
         step(f"2 of 4  train {learner['name']}")
         content = {"name": name, "run_root": runs, "tables": tables, "split": SPLIT, "learner": learner}
-        training = {"epochs": 8, "batch_size": 1024, "lr": 1e-3}
-        steps[name] = str(
-            commands.train(config(f"train_{name}", {**content, "training": training}), []).run_dir
-        )
+        written = config(f"train_{name}", {**content, "training": TRAINING})
+        steps[name] = str(commands.train(written, []).run_dir)
     step("3 of 4  judge on held-out days")
     policies = [{"label": name.upper(), "bundle": f"{runs}/{name}"} for name in LEARNERS]
     policies += [{"label": name.replace("_", " "), "navigator": f"heuristic.{name}"} for name in HEURISTICS]

@@ -45,13 +45,15 @@ def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A value as people read it: thousands separated, four digits of a fraction."""
+    """A value as people read it: thousands separated, four digits of a fraction, paths from the working folder."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, Path):
+        return str(value.relative_to(Path.cwd()) if value.is_relative_to(Path.cwd()) else value)
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {show(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list | tuple):

@@ -202,6 +202,7 @@ def _apply_override(source: ConfigSource, text: str) -> None:
         if not isinstance(child, dict | list):
             child = {}
             target[step] = child
+            source.overrides[tuple(path)] = text
         target = child
     source.overrides[tuple(path)] = text
 

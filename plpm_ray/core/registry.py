@@ -95,7 +95,8 @@ def _load_file(path: Path) -> None:
     path = path.resolve()
     if not path.is_file():
         raise ConfigError(
-            f"plugin {str(path)!r} does not exist", hint="`plugins` takes file paths or module names"
+            f"plugin {str(path)!r} does not exist",
+            hint="give its path on this machine, or the name of a module, under `plugins`",
         )
     name = f"plpm_plugin_{path.stem}"
     if _plugins.get(name) == path:

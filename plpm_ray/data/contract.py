@@ -54,7 +54,8 @@ class DatasetInfo:
         profile: profile column -> kind.
         user_id, session_id: "int64" or "string".
         n_buckets: users are hashed into this many buckets, once.
-        propensity_known: whether the logs hold true propensities.
+        propensity_known: whether the logs of the first ingest had a column of propensities. Later ones may differ in
+            it: what counts is each row's own propensity.
     """
 
     name: str
@@ -64,7 +65,7 @@ class DatasetInfo:
     user_id: IdType = "int64"
     session_id: IdType = "int64"
     n_buckets: int = 8
-    propensity_known: bool = False
+    propensity_known: bool = field(default=False, compare=False)
 
     @property
     def features(self) -> FeatureSchema:

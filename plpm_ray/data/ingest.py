@@ -87,6 +87,9 @@ def ingest(config: IngestConfig, source: ConfigSource | None = None) -> dict[str
         Warehouse.create(root, info)  # refuses another dataset before any work
     sessions = DayTable(root / "sessions")
     items, profile_items = tuple(adapter.inputs()), tuple(adapter.profile_inputs())
+    if not items:
+        where = config.dataset.options.get("path", f"dataset {config.dataset.name}")
+        raise DataError(f"{where}: the files hold no rows", hint="check the path, or copy the files again")
     with staging(root, sessions) as (folder, gen):
         ingest_id = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{gen[:6]}"
         window = None if config.days is None else (day_number(config.days[0]), day_number(config.days[1]))
@@ -178,14 +181,13 @@ class _Run:
         refuse_over(self.profile_tally, self.config.max_bad_share, self.plan.quarantine, "profile rows")
 
     def _nothing(self) -> DataError:
-        where = (
-            f"{len(self.plan.items)} slices of {self.plan.items[0].path}" if self.plan.items else "the input"
-        )
         if self.config.days is not None:
             first, last = self.config.days
             message = f"no sessions enter on {first} to {last} ({self.tally.rows_read:,} rows read)"
             return DataError(message, hint="check `days` against the logs; days are local, by utc_offset_min")
-        return DataError(f"{where}: no rows to make sessions of", hint="check the input path")
+        return DataError(
+            f"{self.plan.items[0].path}: no rows to make sessions of", hint="check the input path"
+        )
 
     def _reduce_profiles(self) -> int:
         if not self.plan.profile_items:

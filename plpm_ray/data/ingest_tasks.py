@@ -141,7 +141,7 @@ def stage_committed_ids(plan: Plan, days: list[int], bucket: int) -> None:
     """Session ids of days that stay as they are, for the exchange; position -1 says that they came first."""
     table = DayTable(Path(plan.root) / "sessions").read(bucket, days, ["session_id"])
     if table is None:
-        table = pa.table({"session_id": pa.array([], plan.info.sessions_schema.field("session_id").type)})
+        table = pa.schema([plan.info.sessions_schema.field("session_id")]).empty_table()
     table = table.append_column(AT, pa.array(np.full(table.num_rows, -1)))
     write_shards(bucketise(table, plan.info.n_buckets, by="session_id"), plan.stage("committed-ids"), bucket)
 

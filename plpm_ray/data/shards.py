@@ -15,7 +15,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from plpm_ray.core.errors import StorageError
+from plpm_ray.core.errors import DataError, StorageError
 from plpm_ray.core.storage import storage_errors
 
 
@@ -68,13 +68,15 @@ def read_shards(staging: str | Path, bucket: int, n_files: int) -> pa.Table:
         n_files: number of input files; their indices are 0 to n_files - 1.
 
     Returns:
-        A table with a chunk per file that has rows for the bucket. Uncompressed shards are mapped: do not change
-        the files while the table lives.
+        A table with a chunk per file that has rows for the bucket. A column that some files lack is null there, and
+        one whose type differs has the widest. Uncompressed shards are mapped: do not change the files while the
+        table lives.
 
     Raises:
         StorageError: a file is missing or damaged, or lacks the bucket.
+        DataError: a column has types that do not go together, such as text in one file and numbers in another.
     """
-    batches, schema = [], None
+    tables: list[pa.Table] = []
     for index in range(n_files):
         path = _path(staging, index)
         with storage_errors(f"reading {path}"):
@@ -85,12 +87,18 @@ def read_shards(staging: str | Path, bucket: int, n_files: int) -> pa.Table:
                 raise StorageError(
                     f"{path} is not a shard with bucket {bucket}: {error}", hint="run the build again"
                 ) from error
-        schema = schema or reader.schema
-        if batch.num_rows:
-            batches.append(batch)
-    if schema is None:
+        tables.append(pa.Table.from_batches([batch] if batch.num_rows else [], schema=reader.schema))
+    if not tables:
         raise ValueError("n_files must be at least 1")
-    return pa.Table.from_batches(batches, schema=schema)
+    if all(table.schema.equals(tables[0].schema) for table in tables):
+        return pa.concat_tables(tables)
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"the input files disagree on the type of a column: {error}",
+            hint="use one type of each column in all files",
+        ) from None
 
 
 def _path(staging: str | Path, index: int) -> Path:

@@ -12,6 +12,7 @@
 | unequal_lists | dwell_s, video_views and watch_s are as long as pages |
 | null_dwell, null_views, null_watch | no nulls inside the lists, no event without a duration |
 | negative_dwell, negative_views, negative_watch | none is below 0 |
+| excessive_dwell, excessive_views, excessive_watch | a stay has at most 366 days, and a million views |
 | non_finite | no NaN or infinity in durations, watch times or numeric context and profile columns |
 | propensity_range | 0 < propensity <= 1, or null |
 
@@ -33,7 +34,15 @@ from plpm_ray.core.features import ColumnKind
 from plpm_ray.data import normalise as to
 from plpm_ray.data.contract import DAY_MS, MINUTE_MS, SESSION_COLUMNS, TIMESTAMP
 from plpm_ray.data.day_table import day_number
-from plpm_ray.data.visits import Findings, Reading, column_of, page_values, read_visits
+from plpm_ray.data.visits import (
+    MAX_SECONDS,
+    MAX_VIEWS,
+    Findings,
+    Reading,
+    column_of,
+    page_values,
+    read_visits,
+)
 
 EARLIEST_MS = day_number("1990-01-01") * DAY_MS
 LATEST_MS = day_number("2100-01-01") * DAY_MS
@@ -138,6 +147,7 @@ def check_events(raw: pa.Table, reading: Reading, origin: to.Origin, keys: tuple
         views, empty = to.integers(raw["video_views"], "video_views", origin)
         found.mark("null_views", empty)
         found.mark("negative_views", views < 0)
+        found.mark("excessive_views", views > MAX_VIEWS)
         columns["video_views"] = pa.array(views)
     columns.update(
         {name: to.contiguous(column_of(raw, name, origin)) for name in keys if name not in columns}
@@ -229,4 +239,5 @@ def _durations(
     found.mark("non_finite", ~np.isfinite(values))
     found.mark(f"negative_{what}", values < 0)
     scaled = values * 1000 if reading.duration_unit == "s" else values
+    found.mark(f"excessive_{what}", np.isfinite(values) & (scaled > 1000 * MAX_SECONDS))
     return np.rint(np.clip(np.where(np.isfinite(scaled), scaled, 0.0), 0, LATEST_MS)).astype(np.int64)

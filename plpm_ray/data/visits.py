@@ -15,6 +15,10 @@ import pyarrow as pa
 from plpm_ray.data import normalise as to
 from plpm_ray.data.contract import DatasetInfo
 
+MAX_SECONDS = 366 * 86_400.0
+MAX_VIEWS = 1_000_000
+"""Most seconds and views of one stay on a page: above it stands garbage, which would overflow the sums."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -149,6 +153,8 @@ def _numbers_in(
     if scale:
         found.mark("non_finite", given.rows_with(~np.isfinite(values)))
         values = values * scale
+    most = MAX_SECONDS if scale else MAX_VIEWS
+    found.mark(f"excessive_{what}", given.rows_with(np.isfinite(values) & (values > most)))
     return given, values
 
 

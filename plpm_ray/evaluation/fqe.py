@@ -45,6 +45,7 @@ class FQEConfig:
         bootstrap: cluster bootstrap draws of the interval over first states.
         refits: bootstrap draws of users on which the whole fit is repeated, in place of `bootstrap`; 0 for none;
             None for 20 with the linear model, 0 with the MLP or where `bootstrap` is 0.
+        level: nominal coverage of the interval.
         seed: of folds, initial weights, batches, draws.
     """
 
@@ -61,6 +62,7 @@ class FQEConfig:
     weight_decay: float = 1e-5
     bootstrap: int = 200
     refits: int | None = None
+    level: float = 0.95
     seed: int = 0
 
 
@@ -93,11 +95,11 @@ class FittedQ(Estimator):
     note = "the interval covers the sampling of first states, not the error of the fitted Q"
 
     def sample_clusters(self, data: LoggedData) -> np.ndarray:
-        return np.asarray(data.cluster)[data.grid.rows[:, 0]]
+        return np.asarray(data.cluster)[data.grid.first]
 
     def terms(self, data: LoggedData, pi: np.ndarray, q_hat: np.ndarray | None) -> Terms:
         assert q_hat is not None
-        first = data.grid.rows[:, 0]
+        first = data.grid.first
         return Terms((pi[first] * q_hat[first]).sum(axis=1))
 
 
@@ -136,9 +138,9 @@ def fitted_q(
     q = _cross_fitted(x, data, pi, following, config)
     v = (pi * q).sum(axis=1)
     error = data.reward + config.gamma * _next_value(v, following) - q[np.arange(len(data)), data.action]
-    first = data.grid.rows[:, 0]
+    first = data.grid.first
     estimator = (RefittedQ if config.refits else FittedQ)(
-        thresholds, bootstrap=config.bootstrap, seed=config.seed
+        thresholds, level=config.level, bootstrap=config.bootstrap, seed=config.seed
     )
     estimate = estimator.estimate(data, pi, q)
     if config.refits and estimate.value is not None:
@@ -248,7 +250,7 @@ def _with_refits(
 ) -> Estimate:
     """Replace the interval by value +- t s, s the deviation of the value over fits on resampled users."""
     codes, n_clusters = cluster_codes(np.asarray(data.cluster))
-    first = data.grid.rows[:, 0]
+    first = data.grid.first
     rng = np.random.default_rng(config.seed)
     values = []
     for _ in range(refits):

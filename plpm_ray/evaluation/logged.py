@@ -125,25 +125,42 @@ class LoggedData:
         if self.episode is None or self.step is None:
             raise DataError("this estimator works on episodes, but the log has no episode and step")
         grid = EpisodeGrid.of(self.episode, self.step)
-        first = grid.rows[:, 0]
-        if (np.asarray(self.cluster)[first][grid.episode_of_row] != np.asarray(self.cluster)).any():
+        if (np.asarray(self.cluster)[grid.first][grid.episode_of_row] != np.asarray(self.cluster)).any():
             raise DataError("an episode holds rows of two clusters")
         return grid
 
 
 @dataclass(frozen=True)
 class EpisodeGrid:
-    """Episodes as a padded table of row numbers.
+    """Row numbers of the steps of each episode, one episode after the other; as a padded table where asked for.
 
     Attributes:
-        rows: int64 [E, T], row number of each step; where the episode has ended, its first row (masked out).
-        mask: bool [E, T], the step exists.
+        order: int64 [N], row numbers by episode and step.
+        start, length: int64 [E], where each episode lies in `order`.
         episode_of_row: int64 [N].
     """
 
-    rows: np.ndarray
-    mask: np.ndarray
+    order: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
     episode_of_row: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """Row number of each episode's first step, int64 [E]."""
+        return self.order[self.start]
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """int64 [E, T], row number of each step; where the episode has ended, its first row (masked out)."""
+        rows = np.repeat(self.first[:, None], self.length.max(), axis=1)
+        rows[self.mask] = self.order
+        return rows
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """bool [E, T], the step exists."""
+        return np.arange(self.length.max())[None, :] < self.length[:, None]
 
     @classmethod
     def of(cls, episode: np.ndarray, step: np.ndarray) -> EpisodeGrid:
@@ -159,11 +176,7 @@ class EpisodeGrid:
             raise DataError("an episode holds the same step twice")
         length = np.bincount(code)
         start = np.cumsum(length) - length
-        rank = np.arange(len(order)) - start[sorted_code]
-        rows = np.repeat(order[start][:, None], length.max(), axis=1)
-        rows[sorted_code, rank] = order
-        mask = np.arange(length.max())[None, :] < length[:, None]
-        return cls(rows=rows, mask=mask, episode_of_row=code)
+        return cls(order, start, length, code)
 
     def gather(self, values: np.ndarray, fill: float = 0.0) -> np.ndarray:
         """values [N] laid out as [E, T], `fill` where the episode has ended."""
@@ -172,8 +185,8 @@ class EpisodeGrid:
     def next_index(self) -> np.ndarray:
         """Row number of the next step of the same episode, int64 [N]; -1 at its end."""
         following = np.full(len(self.episode_of_row), -1, dtype=np.int64)
-        has_next = self.mask[:, 1:]
-        following[self.rows[:, :-1][has_next]] = self.rows[:, 1:][has_next]
+        goes_on = np.diff(self.episode_of_row[self.order]) == 0
+        following[self.order[:-1][goes_on]] = self.order[1:][goes_on]
         return following
 
 

@@ -89,11 +89,13 @@ def realised_return(reward: np.ndarray, episode: np.ndarray, step: np.ndarray, g
         gamma: the discount of the Q it is compared with.
     """
     grid = EpisodeGrid.of(episode, step)
-    gains = grid.gather(np.asarray(reward, dtype=np.float64))
-    for t in range(gains.shape[1] - 2, -1, -1):
-        gains[:, t] += gamma * gains[:, t + 1]
-    returns = np.empty(len(reward))
-    returns[grid.rows[grid.mask]] = gains[grid.mask]
+    returns = np.array(reward, dtype=np.float64)
+    by_length = np.argsort(-grid.length, kind="stable")
+    start, length = grid.start[by_length], grid.length[by_length]
+    for t in range(int(length[0]) - 2, -1, -1):
+        # the episodes that go on after step t are the first so many
+        at = start[: np.searchsorted(-length, -(t + 1))] + t
+        returns[grid.order[at]] += gamma * returns[grid.order[at + 1]]
     return returns
 
 

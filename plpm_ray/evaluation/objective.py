@@ -121,4 +121,4 @@ class PolicyValue:
         if self.config.estimator != "fqe":
             return data.reward
         assert data.episode is not None and data.step is not None
-        return realised_return(data.reward, data.episode, data.step, 1.0)[data.grid.rows[:, 0]]
+        return realised_return(data.reward, data.episode, data.step, 1.0)[data.grid.first]

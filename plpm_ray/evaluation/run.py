@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.evaluation.config import JudgeConfig
@@ -31,7 +32,8 @@ class Judged:
     Attributes:
         label: name in the table.
         navigator, policy: scores, and how pages are drawn from them.
-        gamma: discount of the navigator's values per session, None if it has no values.
+        gamma: discount of the navigator's values per session within a day; None if it has no values, or they look
+            beyond the day.
     """
 
     label: str
@@ -96,7 +98,16 @@ def evaluate(
 
 
 def probabilities(judged: Judged, decisions: Decisions) -> tuple[np.ndarray, np.ndarray | None]:
-    """(N, K) probabilities of the policy and (N, K) values in seconds (None without) for every decision."""
+    """(N, K) probabilities of the policy and (N, K) values in seconds (None without) for every decision.
+
+    Raises:
+        ConfigError: the navigator keeps an intra-day state.
+    """
+    if judged.navigator.state_size:
+        raise ConfigError(
+            f"{judged.label} keeps a state of the day, which held-out rows do not give back",
+            hint="judge it by `plpm decide`, which replays the sessions",
+        )
     probs, values = [], []
     for start in range(0, len(decisions), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(decisions)))
@@ -125,7 +136,8 @@ def _judge(judged: Judged, log: HeldOutLog, held_out: Decisions, config: JudgeCo
 
 def _estimate(name: str, log: HeldOutLog, pi: np.ndarray, config: JudgeConfig) -> Estimate:
     if name == "fqe":
-        return fitted_q(log.x, log.data, pi, FQEConfig(seed=config.seed), config.thresholds()).estimate
+        settings = FQEConfig(level=config.level, seed=config.seed)
+        return fitted_q(log.x, log.data, pi, settings, config.thresholds()).estimate
     estimator = ESTIMATORS[name](config.thresholds(), level=config.level, seed=config.seed)
     return estimator.estimate(log.data, pi, log.q_hat)
 

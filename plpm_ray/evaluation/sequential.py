@@ -39,7 +39,7 @@ class _Sequential(Estimator):
         self.gamma = gamma
 
     def sample_clusters(self, data: LoggedData) -> np.ndarray:
-        return np.asarray(data.cluster)[data.grid.rows[:, 0]]
+        return np.asarray(data.cluster)[data.grid.first]
 
     def sample_weights(self, data: LoggedData, pi: np.ndarray) -> np.ndarray | None:
         return self._cumulative(data, pi)[:, -1]

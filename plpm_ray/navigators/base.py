@@ -36,7 +36,8 @@ class Learner(nn.Module):
             "sequences" (keys `seq.<name>`, (B, T) float32).
         columns: table columns it reads besides, each (B,): "action" int64, "use_s", "landing_dwell_s" float32 seconds,
             "switches" int64, "hour" int64 0-23, "step" int64 entry number of the day from 0, "done" float32 (1 = last
-            of its episode), "propensity" float32 (NaN = unknown).
+            of its episode), "propensity" float32 (NaN = unknown); any other numeric column of the table by its name,
+            (B,) or (B, width), where `example_batch` must then make it too.
 
     `name` is set by `@register("learner", ...)`.
     """
@@ -64,6 +65,10 @@ class Learner(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called after every optimiser step (counted from 1): target networks, dual variables."""
+
+    def after_losses(self, terms: Mapping[str, Tensor]) -> None:
+        """Called before `after_step` with the step's loss terms, averaged over all processes, so that what is kept of
+        them (dual variables, running means) is the same in each. It costs a message a step, if a learner has it."""
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, K) page scores, the higher the better, from `inputs` alone."""
@@ -148,7 +153,7 @@ class Navigator(ABC):
 
     @abstractmethod
     def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
-        """(B, K) float32 scores, the higher the better, from raw features and (B, state_size) state."""
+        """(B, K) float32 scores, the higher the better, from raw features and (B, state_size) state (None if that is 0)."""
 
     def values(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray | None:
         """(B, K) expected return in seconds, or None where the method has no such thing."""
@@ -157,7 +162,10 @@ class Navigator(ABC):
     def observe(
         self, state: np.ndarray, features: RawFeatures, outcome: Mapping[str, np.ndarray]
     ) -> np.ndarray:
-        """New (B, state_size) state after sessions ended; `outcome` holds "action", "use_s", "landing_dwell_s", "switches"."""
+        """New (B, state_size) state after sessions ended.
+
+        `outcome` holds (B,) "action", "use_s", "landing_dwell_s", "switches", and "views" (video views; 0 if unknown).
+        """
         return state
 
 
@@ -193,14 +201,25 @@ class HeuristicConfig(StrictConfig):
 
 
 class Heuristic(Navigator):
-    """Base of navigators without weights; registered with `@register("navigator", ...)`."""
+    """Base of navigators without weights of their own; registered with `@register("navigator", ...)`.
+
+    One that is composed of others (scores fused from several learners) names its `roles`, role -> registered name of what
+    usually fills it, and finds their navigators in `parts`.
+    """
 
     Config: ClassVar[type[HeuristicConfig]] = HeuristicConfig
+    roles: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
-        self, config: Any, pages: PageCatalogue, stats: TableStats, version: str = "heuristic"
+        self,
+        config: Any,
+        pages: PageCatalogue,
+        stats: TableStats,
+        version: str = "heuristic",
+        parts: Mapping[str, Navigator] | None = None,
     ) -> None:
         self.config = config
         self.pages = pages
         self.stats = stats
         self.version = version
+        self.parts = dict(parts or {})

@@ -1,6 +1,7 @@
 """A trained learner (or a heuristic) on disk: weights, config, encoder, totals, metrics. Loading runs no pickled code.
 
-Folder: `bundle.json` (what it is), `spec.json` (the fitted encoder), `weights.safetensors` (absent for heuristics).
+Folder: `bundle.json` (what it is), `spec.json` (the fitted encoder), `weights.safetensors` (absent for heuristics),
+`parts/<role>/` (a bundle each, for navigators composed of others).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,7 @@ class Bundle:
         metrics: held-out metrics, as reported by training.
         data: where it came from: dataset name, fingerprint, days.
         plugins: files or modules that register the name, if it is not a built-in one.
+        parts: role -> bundle, of a navigator composed of others (`Heuristic.roles`).
     """
 
     kind: Literal["learner", "navigator"]
@@ -56,18 +58,22 @@ class Bundle:
     metrics: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    parts: dict[str, Bundle] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
-        """Name and a hash of config, encoder and weights: the same model has the same version everywhere."""
+        """Name and a hash of config, pages, encoder, totals and weights: the same model has the same version everywhere."""
+        pages = self.pages.model_dump(mode="json")
         digest = hashlib.sha256(
-            config_hash([self.config, self.spec.to_dict(), self.stats.to_dict()]).encode()
+            config_hash([self.config, pages, self.spec.to_dict(), self.stats.to_dict()]).encode()
         )
         for key in sorted(self.weights):
             digest.update(key.encode())
             digest.update(
                 self.weights[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             )
+        for role in sorted(self.parts):
+            digest.update(f"{role}={self.parts[role].version}".encode())
         return f"{self.name}-{digest.hexdigest()[:10]}"
 
     @classmethod
@@ -110,12 +116,22 @@ class Bundle:
         return module.eval()
 
     def navigator(self) -> Navigator:
-        """The navigator that scores pages with this model."""
+        """The navigator that scores pages with this model.
+
+        Raises:
+            BundleError: weights, config or parts do not fit the registered class.
+        """
         if self.kind == "learner":
             return LearnerNavigator(self.learner(), self.spec, self.pages, self.version)
         load_plugins(self.plugins)
         cls = lookup("navigator", self.name)
-        return cls(_config(cls.Config, self), self.pages, self.stats, self.version)
+        if self.parts.keys() != cls.roles.keys():
+            raise BundleError(
+                f"{self.name!r} is composed of {sorted(cls.roles)}, the bundle has {sorted(self.parts)}",
+                hint="give one bundle for each role",
+            )
+        parts = {role: part.navigator() for role, part in self.parts.items()}
+        return cls(_config(cls.Config, self), self.pages, self.stats, self.version, parts)
 
 
 def _config(model: Any, bundle: Bundle) -> Any:
@@ -148,6 +164,9 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
                 save_file(
                     {k: v.contiguous() for k, v in bundle.weights.items()}, staging / "weights.safetensors"
                 )
+                (staging / "weights.safetensors").chmod(0o644)
+            for role, part in bundle.parts.items():
+                save_bundle(part, staging / "parts" / role)
             staging.chmod(0o755)
             if path.exists():
                 shutil.rmtree(path)
@@ -160,6 +179,10 @@ def save_bundle(bundle: Bundle, path: str | Path) -> Path:
 
 def load_bundle(path: str | Path, plugins: tuple[str, ...] = ()) -> Bundle:
     """Reads a bundle folder. JSON and safetensors only: nothing in it is executed.
+
+    Args:
+        path: the folder.
+        plugins: files or modules that register its learner, where the recorded ones do not lie on this machine.
 
     Raises:
         BundleError: it is no bundle, of a newer format, or damaged.
@@ -187,9 +210,18 @@ def load_bundle(path: str | Path, plugins: tuple[str, ...] = ()) -> Bundle:
             weights=weights,
             metrics=record["metrics"],
             data=record["data"],
-            plugins=(*record["plugins"], *plugins),
+            parts={part.name: load_bundle(part, plugins) for part in sorted((path / "parts").glob("*"))},
+            plugins=(*_recorded_plugins(record["plugins"], plugins), *plugins),
         )
-    except (KeyError, TypeError, ValueError, SafetensorError, StorageError, ConfigError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+        StorageError,
+        ConfigError,
+    ) as error:
         raise BundleError(
             f"bundle {path} is damaged: {error}", hint="copy it again or train it again"
         ) from None
@@ -199,6 +231,11 @@ def load_bundle(path: str | Path, plugins: tuple[str, ...] = ()) -> Bundle:
             hint="a file in it was changed; copy it again",
         )
     return bundle
+
+
+def _recorded_plugins(recorded: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The plugins a bundle was trained with; on another machine, those that are given stand for missing files."""
+    return [p for p in recorded if not given or not p.endswith(".py") or Path(p).is_file()]
 
 
 def find_bundle(path: str | Path) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plpm_ray.core.config import StrictConfig, Tunable
 from plpm_ray.core.errors import DataError
@@ -37,6 +37,12 @@ class PolicyConfig(StrictConfig):
         ge=0,
         description="seed of the draws; a draw depends on it, the user and the entry time alone",
     )
+
+    @model_validator(mode="after")
+    def _greedy_does_not_explore(self) -> PolicyConfig:
+        if self.kind == "greedy" and self.epsilon > 0:
+            raise ValueError(f"epsilon {self.epsilon:g} does nothing with kind greedy; write kind: epsilon")
+        return self
 
 
 @dataclass
@@ -83,7 +89,7 @@ class Policy:
         else:
             probs = np.zeros((b, k))
             probs[np.arange(b), scores.argmax(axis=1)] = 1.0
-        epsilon = 0.0 if self.config.kind == "greedy" else self.config.epsilon
+        epsilon = self.config.epsilon
         return probs * (1 - epsilon) + epsilon / k if epsilon else probs
 
     def _proportional(self, scores: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@
 | GET /health | | 200 while the state store answers, else 503 |
 | GET /metrics | | counters of this replica for Prometheus |
 
-422 names the field that does not fit; 503 says that the state store failed.
+422 names the field that does not fit; 413 says that the body is too large; 503 that the state store failed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from plpm_ray.serving.requests import EntryRow, RequestReader
 from plpm_ray.serving.tables import FieldError
 
 _JSON = "application/json"
+_ROW_BYTES = 16_384  # room for an entry or a session; a larger body is not even parsed
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Service:
         self._replica = replica
         self._log = log
         self._max_batch = max_batch
+        self._max_body = 2**20 + max_batch * _ROW_BYTES
         self._started = time.time()
         self._live = self._made_live(policy)
         executor = ThreadPoolExecutor(1, "state-store") if policy.store.remote else None
@@ -110,6 +112,15 @@ class Service:
         route = self._routes.get((method, path))
         if route is None:
             reply, path = self._no_route(method, path), "other"
+        elif len(body) > self._max_body:
+            reply = _json(
+                413,
+                {
+                    "error": "too_large",
+                    "problem": f"the body has {len(body)} bytes",
+                    "expected": f"at most {self._max_body} bytes; send several requests",
+                },
+            )
         else:
             try:
                 reply = await route(body)
@@ -175,7 +186,7 @@ class Service:
         return _json(200, made if isinstance(payload, list) else made[0])
 
     async def _sessions(self, body: bytes) -> Reply:
-        rows = self._live.reader.session_rows(_parsed(body))
+        rows = self._live.reader.session_rows(_parsed(body), time.time_ns() // 1_000_000)
         statuses = await self._observe(rows)
         total = Observed(*(statuses.count(i) for i in range(3)))
         return _json(200, total._asdict())
@@ -235,7 +246,8 @@ class Service:
 
     def _made_live(self, policy: NavigationPolicy) -> _Live:
         reader = RequestReader(policy.pages, policy.schema, policy.user_type, self._max_batch)
-        return _Live(policy, reader, policy.versions._asdict())
+        parts = {f"navigator_{role}": part.version for role, part in policy.bundle.parts.items()}
+        return _Live(policy, reader, policy.versions._asdict() | parts)
 
     def _decided(self, rows: list[EntryRow]) -> Sequence[dict[str, Any]]:
         """Decisions of rows that may come from several requests, as they are answered."""
@@ -249,7 +261,7 @@ class Service:
             return made
         entries = live.reader.entries(rows)
         decisions = live.policy.decide_entries(entries)
-        names, label = live.policy.pages.names, live.policy.versions.label
+        names, labels = live.policy.pages.names, live.policy.versions.labels
         ids = splitmix64(entries.users.hash ^ splitmix64(entries.entry_ms)).tolist()
         answers, logged = [], []
         columns = (decisions.page, decisions.propensity, decisions.scores, decisions.reason)
@@ -263,7 +275,7 @@ class Service:
                 "scores": dict(zip(names, scores, strict=True)),
                 "propensity": propensity,
                 "fallback": REASONS[reason] or None,
-                "policy": label,
+                "policy": labels[reason > 0],
                 "versions": live.versions,
                 "decision_id": f"{number:016x}",
             }
@@ -300,10 +312,18 @@ class Service:
 
 
 def _parsed(body: bytes) -> Any:
+    expected = "a JSON object, or a list of them"
     try:
-        return json.loads(body)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise FieldError("(body)", f"not JSON: {error}", "a JSON object, or a list of them") from None
+        value = json.loads(body)
+        if b"\\u" in body:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise FieldError("(body)", "half of a surrogate pair in a string", "text in Unicode") from None
+    except RecursionError:
+        raise FieldError("(body)", "nested too deeply", expected) from None
+    except ValueError as error:
+        raise FieldError("(body)", f"not JSON: {error}", expected) from None
+    return value
 
 
 def _json(status: int, value: Any) -> Reply:

@@ -50,7 +50,7 @@ def decide_file(config: DecideConfig) -> dict[str, Any]:
     policy = load_policy(config.bundle, config.policy, fallback=config.fallback, plugins=config.plugins)
     warehouse = _warehouse(config.history, policy)
     load_known_profiles(policy, config.users, config.history)
-    table = pa.concat_tables([read_parquet(file) for file in parquet_files(Path(config.entries))])
+    table = _entries_table(Path(config.entries))
     entries = read_entries(table, policy.schema.context)
     if warehouse is not None and len(entries) and str(entries.users.ids.type) != warehouse.info.user_id:
         raise FieldError(
@@ -203,6 +203,18 @@ def _parts(
     buckets = bucket_of(entries.users.hash, warehouse.info.n_buckets)
     for bucket in np.unique(buckets).tolist():
         yield np.flatnonzero(buckets == bucket), lambda bucket=bucket: warehouse.sessions.read(bucket, days)
+
+
+def _entries_table(path: Path) -> pa.Table:
+    """All entries; a column that some files lack is null there."""
+    try:
+        tables = [read_parquet(file) for file in parquet_files(path)]
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise DataError(
+            f"the files of {path} differ: {str(error).splitlines()[0]}",
+            hint="give a column the same type in all of them",
+        ) from None
 
 
 def _joined(parts: list[Decisions], order: np.ndarray) -> Decisions:

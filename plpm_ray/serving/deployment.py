@@ -107,6 +107,7 @@ class Replica:
 
         torch.set_num_threads(self.args.num_threads)
         policy = self._policy(self._wanted)
+        policy.warm_up()
         load_known_profiles(policy, self.args.users, self.args.history)
         if self.args.history:
             load_history(policy, self.args.history)

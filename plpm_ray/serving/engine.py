@@ -44,9 +44,9 @@ class Versions(NamedTuple):
     fallback: str
 
     @property
-    def label(self) -> str:
-        """The `policy` column of a log row."""
-        return f"{self.navigator}/{self.policy}"
+    def labels(self) -> tuple[str, str]:
+        """The `policy` column of a log row: of a decision of the navigator, and of one of the fallback."""
+        return f"{self.navigator}/{self.policy}", f"{self.fallback}/{self.policy}"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,9 @@ class NavigationPolicy:
                     offsets, pa.array(np.ascontiguousarray(decisions.probabilities).reshape(-1))
                 ),
                 "fallback": reason_column(decisions.reason),
-                "policy": pa.repeat(self.versions.label, b),
+                "policy": pa.array(self.versions.labels).take(
+                    pa.array((decisions.reason > 0).astype(np.int8))
+                ),
                 "navigator_version": pa.repeat(self.versions.navigator, b),
             }
         )
@@ -239,9 +241,16 @@ class NavigationPolicy:
         return len(who)
 
     def warm_up(self) -> None:
-        """Decides once for nobody, so that the first real decision is not the slow one."""
+        """Asks the navigator once, about nobody: what cannot work fails now, and the first real decision is not the slow one.
+
+        Raises:
+            DataError: the policy cannot draw from this navigator's scores.
+        """
         ids = ["nobody"] if self.user_type == "string" else [0]
-        self.decide(pa.table({"user_id": ids, "entry_time": [1_600_000_000_000]}))
+        nobody = read_entries(
+            pa.table({"user_id": ids, "entry_time": [1_600_000_000_000]}), self.schema.context
+        )
+        self.decide_states(nobody, self.layout.blank.copy(), np.ones(1, dtype=bool))
 
     def with_bundle(
         self, bundle: Bundle, policy: PolicyConfig | None = None, fallback: str | None = None

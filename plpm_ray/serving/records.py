@@ -134,6 +134,7 @@ class Observation:
             "use_s": (sessions.use_ms / 1000).astype(np.float32),
             "landing_dwell_s": (sessions.landing_dwell_ms / 1000).astype(np.float32),
             "switches": sessions.switches,
+            "views": sessions.views,
         }
         layout.set_nav_state(records, at, day, self.navigator.observe(before, raw, outcome))
         records["nav_tag"][at] = self.tag

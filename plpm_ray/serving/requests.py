@@ -16,7 +16,7 @@ from plpm_ray.core.config import nearest
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.features import FeatureSchema
 from plpm_ray.core.pages import PageCatalogue
-from plpm_ray.data.contract import TIMESTAMP, IdType
+from plpm_ray.data.contract import DAY_MS, TIMESTAMP, IdType
 from plpm_ray.data.validate import EARLIEST_MS, LATEST_MS, MAX_OFFSET_MIN
 from plpm_ray.serving.store import Users
 from plpm_ray.serving.tables import Entries, FieldError
@@ -30,6 +30,7 @@ _SESSION_KEYS = frozenset(
 )
 _TIME = "an ISO 8601 string, or an integer in milliseconds since 1970 (UTC)"
 _INT64 = 1 << 63
+_MOST = (1 << 31) - 1  # of a session's views, and of its seconds
 _EPOCH, _MS = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.timedelta(milliseconds=1)
 _SESSION_TYPES: dict[str, pa.DataType] = {
     "entry_time": TIMESTAMP,
@@ -114,13 +115,18 @@ class RequestReader:
             columns,
         )
 
-    def session_rows(self, body: Any) -> list[dict[str, Any]]:
+    def session_rows(self, body: Any, now_ms: int) -> list[dict[str, Any]]:
         """One finished session, or a list of them, in canonical form -> columns in stored form (pages as positions).
 
-        Context columns stand under `context` or, as in the canonical tables, beside the other columns.
+        Context columns stand under `context` or, as in the canonical tables, beside the other columns. A session that
+        ends more than a day after `now_ms` is refused: it would age all the user's history at once.
         """
         rows = self._rows(body)
         made = [self._session(row, f"[{i}]." if len(rows) > 1 else "") for i, row in enumerate(rows)]
+        for i, row in enumerate(made):
+            if row["exit_time"] > now_ms + DAY_MS:
+                at = f"[{i}]." if len(rows) > 1 else ""
+                _refuse(at + "exit_time", rows[i]["exit_time"], "a time that has come: the session is over")
         for name in ("user_id", "session_id"):
             _one_type([row[name] for row in made], name)
         return made
@@ -174,6 +180,8 @@ class RequestReader:
             if row.get(name) is not None:
                 values = _numbers(row[name], at + name, len(pages), whole=name == "video_views")
                 made[name] = [sum(values[a:b]) for a, b in zip(runs, [*runs[1:], len(codes)], strict=True)]
+                if sum(values) > _MOST:
+                    _refuse(at + name, values, f"values of at most {_MOST} together")
         made |= _labels(row, at)
         beside = {name: row[name] for name in self.context if name in row}
         return made | self._context(beside, at[:-1]) | self._context(row.get("context"), at + "context")
@@ -214,7 +222,7 @@ class RequestReader:
             raise FieldError(field, f"unknown page {value!r}", expected) from None
 
     def _context(self, given: Any, field: str) -> dict[str, Any]:
-        if not given:
+        if given is None:
             return {}
         if not isinstance(given, dict):
             _refuse(field, given, "an object of context columns")
@@ -317,7 +325,7 @@ def _numbers(value: Any, field: str, length: int, whole: bool = False) -> list[A
     for i, item in enumerate(items):
         if _number(item, f"{field}[{i}]", "a number of 0 or more") < 0:
             raise FieldError(f"{field}[{i}]", f"{item!r} is negative", "a number of 0 or more")
-        if whole and (not isinstance(item, int) or item >= 1 << 31):
+        if whole and not isinstance(item, int):
             _refuse(f"{field}[{i}]", item, "a whole number")
     return items
 

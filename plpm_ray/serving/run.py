@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plpm_ray.core.errors import DataError, PlpmError
+from plpm_ray.data.ray_exec import ensure_ray
 from plpm_ray.serving.config import ServeArgs, ServeConfig
 from plpm_ray.serving.deployment import build_application, read_args
 from plpm_ray.serving.engine import load_policy
@@ -57,8 +58,8 @@ def running(config: ServeConfig) -> Iterator[str]:
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             stack.callback(ray.shutdown)
+            ensure_ray()
         options: dict[str, Any] = {
             "host": config.host,
             "port": config.port,
@@ -88,6 +89,7 @@ def _check(args: ServeArgs) -> None:
     """Finds out here, in a second, what would fail in every replica after many."""
     store = open_store(args.store) if args.store.kind == "valkey" else None
     policy = load_policy(args.bundle, args.policy, store=store, fallback=args.fallback, plugins=args.plugins)
+    policy.warm_up()
     policy.store.close()
     for name in ("users", "history"):
         path = getattr(args, name)

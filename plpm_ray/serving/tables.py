@@ -25,6 +25,7 @@ from plpm_ray.data.validate import EARLIEST_MS, LATEST_MS, MAX_OFFSET_MIN, Readi
 from plpm_ray.serving.store import Profiles, Users
 
 _ABOVE_0 = "numbers of 0 or more, one for each of pages"
+_AT_MOST = "at most 366 days (dwell_s, watch_s) and a million views on a page"
 _RULES = {
     "null_user": ("user_id", "an integer or a string"),
     "null_session_id": ("session_id", "an integer or a string"),
@@ -35,11 +36,14 @@ _RULES = {
     "unequal_lists": ("dwell_s", "lists as long as pages (dwell_s, video_views, watch_s)"),
     "null_dwell": ("dwell_s", _ABOVE_0),
     "negative_dwell": ("dwell_s", _ABOVE_0),
+    "excessive_dwell": ("dwell_s", _AT_MOST),
     "non_finite": ("dwell_s", "finite numbers (dwell_s, watch_s, context)"),
     "null_views": ("video_views", _ABOVE_0),
     "negative_views": ("video_views", _ABOVE_0),
+    "excessive_views": ("video_views", _AT_MOST),
     "null_watch": ("watch_s", _ABOVE_0),
     "negative_watch": ("watch_s", _ABOVE_0),
+    "excessive_watch": ("watch_s", _AT_MOST),
     "propensity_range": ("propensity", "a probability above 0 and at most 1, or null"),
 }
 """Rule of `plpm_ray.data.validate` -> the field it speaks of, and what is expected there."""

@@ -21,6 +21,10 @@ class Comm:
         """Sums over all processes, in float64."""
         return list(values)
 
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Mean over all processes of a tensor on the run's device."""
+        return value
+
     def max(self, value: int) -> int:
         """Largest value of all processes."""
         return value
@@ -42,6 +46,11 @@ class ProcessGroup(Comm):
         total = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(total)
         return total.tolist()
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.world
 
     def max(self, value: int) -> int:
         largest = torch.tensor(value, device=self._device)

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from plpm_ray.core.errors import DataError
-from plpm_ray.core.features import FeatureSpec, RawFeatures
+from plpm_ray.core.config import nearest
+from plpm_ray.core.errors import ConfigError, DataError
+from plpm_ray.core.features import FeatureSpec, RawFeatures, unpack
 from plpm_ray.core.hashing import user_hash
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.tables import next_rows
@@ -149,9 +150,8 @@ class TableSource:
     def _labels(self, table: pa.Table) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name in self.needs.columns:
-            if name in _COLUMN_TYPES:
-                column = table["landing_page" if name == "action" else name]
-                arrays[name] = column.to_numpy().astype(_COLUMN_TYPES[name])
+            if name != "done":
+                arrays[name] = _label(table, name)
         daily = self.needs.horizon == "day"
         ends = table["done"].to_numpy() if daily else np.zeros(table.num_rows, dtype=bool)
         if "done" in self.needs.columns:
@@ -166,6 +166,29 @@ class TableSource:
         """Parts as one table, in the order given (all by default)."""
         parts = self.parts() if parts is None else parts
         return assemble((to_table(self.read(part)) for part in parts), sum(part.rows for part in parts))
+
+
+def _label(table: pa.Table, name: str) -> np.ndarray:
+    """A column as learners read it: (R,), or (R, width) of a FixedSizeList; integers stay so, a null is NaN.
+
+    Raises:
+        ConfigError: the table has no such column, or it holds no numbers.
+    """
+    stored = "landing_page" if name == "action" else name
+    if stored not in table.column_names:
+        raise ConfigError(
+            f"the learner reads column {name!r}, which the transition table does not have",
+            hint=nearest(name, [*_COLUMN_TYPES, *table.column_names]) or "write it when the table is built",
+        )
+    column = table[stored]
+    if pa.types.is_fixed_size_list(column.type):
+        return unpack(column).copy()
+    values = column.to_numpy()
+    if values.dtype.kind not in "iufb":
+        raise ConfigError(
+            f"the learner reads column {name!r}, which is {column.type}", hint="labels are numbers"
+        )
+    return values.astype(_COLUMN_TYPES.get(name, np.float32 if values.dtype.kind == "f" else np.int64))
 
 
 def _share(hashes: np.ndarray, of: int) -> np.ndarray:

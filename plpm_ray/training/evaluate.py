@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from plpm_ray.core.errors import DataError
 from plpm_ray.navigators.base import Learner
 from plpm_ray.training.comm import Comm
 from plpm_ray.training.table import TensorTable
@@ -13,7 +14,11 @@ EVAL_ROWS = 16_384
 
 @torch.inference_mode()
 def evaluate(learner: Learner, valid: TensorTable, comm: Comm | None = None) -> dict[str, float]:
-    """Means of `Learner.metrics` over the rows of all processes, and "rows"; a process may hold none of them."""
+    """Means of `Learner.metrics` over the rows of all processes, and "rows"; a process may hold none of them.
+
+    Raises:
+        DataError: no process holds any.
+    """
     was_training = learner.training
     learner.eval()
     totals: dict[str, float] = {}
@@ -24,4 +29,9 @@ def evaluate(learner: Learner, valid: TensorTable, comm: Comm | None = None) -> 
     comm = comm or Comm()
     names = max(comm.gather(list(totals)), key=len)
     *sums, rows = comm.sum([*(totals.get(name, 0.0) for name in names), valid.rows])
+    if not rows:
+        raise DataError(
+            "the validation days hold no session with a known successor",
+            hint="with horizon continuing users need two of them; set horizon to day, or valid_days to more (or 0)",
+        )
     return {name: total / rows for name, total in zip(names, sums, strict=True)} | {"rows": int(rows)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plpm_ray.core.config import nearest
-from plpm_ray.core.errors import ConfigError, PlpmError
+from plpm_ray.core.errors import ConfigError, DataError, PlpmError
 from plpm_ray.navigators.base import Learner
 from plpm_ray.training.comm import Comm, shared
 from plpm_ray.training.config import TrainingConfig
@@ -83,6 +83,7 @@ def fit_learner(
 
     Raises:
         ConfigError: early stopping without validation rows, or on a metric the learner does not have.
+        DataError: there is no row to train on, or none to validate on.
         PlpmError: the loss is no longer finite.
     """
     loop = Loop(learner, table, valid, config, comm or Comm())
@@ -124,6 +125,11 @@ class Loop:
                 hint="set patience to null, or give the split validation days",
             )
         largest = comm.max(table.rows)
+        if not largest:
+            raise DataError(
+                "the training days hold no session with a known successor",
+                hint="with horizon continuing every user needs two sessions; set horizon to day, or train on more days",
+            )
         self.batch_size = min(max(1, round(config.batch_size / comm.world)), largest)
         self.steps = steps_per_epoch(largest, self.batch_size)
         self.optimiser = make_optimiser(learner, config)
@@ -135,6 +141,8 @@ class Loop:
         self.history: list[Record] = []
         self.best = _Best()
         self._terms: tuple[str, ...] = ()
+        self._last = torch.zeros(0)
+        self._reads_losses = type(learner).after_losses is not Learner.after_losses
         self._window, self._window_steps = torch.zeros(0), 0
         self._sums: dict[str, float] = {}
         torch.manual_seed(config.seed * 1_009 + comm.rank)
@@ -234,13 +242,17 @@ class Loop:
         if not self._terms:
             self._terms = tuple(terms)
             self._window = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
-        self._window += torch.stack([term.detach() for term in terms.values()])
+        self._last = torch.stack([term.detach() for term in terms.values()])
+        self._window += self._last
 
     def _count(self) -> None:
         self.total += 1
         self.samples += self.batch_size * self.comm.world
         self._window_steps += 1
         with torch.no_grad():
+            if self._reads_losses:
+                values = self.comm.mean(self._last).unbind()
+                self.learner.after_losses(dict(zip(self._terms, values, strict=True)))
             self.learner.after_step(self.total)
 
     def epoch_steps(self) -> Iterator[None]:

@@ -94,7 +94,9 @@ class TensorTable:
             yield order[step * batch_size : (step + 1) * batch_size]
 
     def ordered(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """All rows once, in table order, for evaluation; the last batch may be smaller."""
+        """All rows once, in table order, for evaluation; the last batch may be smaller. Nothing if there are none."""
+        if not self.rows:
+            return
         rows = torch.arange(self.rows, device=self.device) if self.sampled is None else self.sampled
         for part in rows.split(batch_size):
             yield self.gather(part)

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from plpm_ray.core.config import ConfigSource, Named, StrictConfig, config_hash, nearest
+from plpm_ray.core.config import ConfigSource, Named, StrictConfig, config_hash, validate
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.data.split import SplitConfig
@@ -155,8 +155,13 @@ class SweepConfig(StrictConfig):
         Raises:
             ConfigError: an unknown or misspelt parameter, a range without ends, or one that the config refuses.
         """
-        models = self.models()
-        _check_options(self.learner, models["learner"])
+        source = source or ConfigSource({}, "config", {}, {})
+        load_plugins(self.plugins)
+        try:
+            models = self.models()
+        except ConfigError as error:
+            raise ConfigError(f"{source.where(('learner',))}: {error.message}", hint=error.hint) from None
+        validate(models["learner"], source, ("learner",), self.learner.options)
         with _located(self.search, source):
             space = build_space(self.search, models)
             if "training.epochs" in space.names:
@@ -181,27 +186,15 @@ class SweepConfig(StrictConfig):
 
 
 @contextlib.contextmanager
-def _located(search: Mapping[str, Any], source: ConfigSource | None) -> Iterator[None]:
+def _located(search: Mapping[str, Any], source: ConfigSource) -> Iterator[None]:
     """Puts file and line before the message of an error about a searched parameter."""
     try:
         yield
     except ConfigError as error:
         named = [name for name in search if f"search.{name}:" in error.message]
-        if source is None or not named:
+        if not named:
             raise
         raise ConfigError(f"{source.where(('search', named[0]))}: {error.message}", hint=error.hint) from None
-
-
-def _check_options(learner: Named, model: Any) -> None:
-    try:
-        model.model_validate(learner.options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        hint = (
-            nearest(str(first["loc"][-1]), model.model_fields) if first["type"] == "extra_forbidden" else None
-        )
-        raise ConfigError(f"learner.{place}: {first['msg']}", hint=hint) from None
 
 
 def _plugin_digest(plugin: str) -> str:

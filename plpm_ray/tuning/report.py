@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from plpm_ray.core.storage import atomic_writer, write_json
+from plpm_ray.evaluation.objective import ESTIMATORS
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.tuning.config import SweepConfig
 from plpm_ray.tuning.ledger import EpochReport, TrialRecord
@@ -68,6 +69,9 @@ def write_results(
     notes = [
         f"Ranked by {RANKED_BY[config.objective.rank_by]}; trials stopped early stand below those that ran on."
     ]
+    note = ESTIMATORS[config.objective.estimator].note
+    if note is not None:
+        notes.append(f"{config.objective.estimator}: {note}.")
     if facts.get("held_out", {}).get("propensities") == "modelled":
         notes.append("Propensities are modelled from the training days, not recorded.")
     _write_text(run_dir / "table.md", markdown(ranked, space, str(facts.get("unit", "")), notes))

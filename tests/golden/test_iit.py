@@ -146,6 +146,12 @@ def test_eq_28_coefficient_and_its_clip():
     assert coefficient(0.0, 1.0, one, one).item() == 0.0
 
 
+def test_eq_28_survives_weights_beyond_all_measure():
+    low, high = torch.tensor([0.0]), torch.tensor([4.0])
+    assert coefficient(1.0, 100.0, low, high).tolist() == pytest.approx([0.1])
+    assert coefficient(1.0, 200.0, low, torch.tensor([1.5])).tolist() == [5.0]
+
+
 def test_eq_28_of_the_learner_reads_hour_and_entry(iit):
     batch = batch_of(iit)
     wanted = coefficient(1.0, 1.0, iit.hour_activity[batch["hour"]], iit.entry_activity[batch["step"]])

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from plpm_ray.core.config import ConfigSource, Named, StrictConfig, validate
+from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.data.contract import DatasetInfo
 from plpm_ray.data.normalise import Origin
@@ -128,6 +129,9 @@ def make_adapter(
         ConfigError: unknown name or key, or a bad value.
     """
     load_plugins(plugins)
-    cls: type[Adapter] = lookup("dataset", dataset.name)
     source = source or ConfigSource({}, "config", {}, {})
+    try:
+        cls: type[Adapter] = lookup("dataset", dataset.name)
+    except ConfigError as error:
+        raise ConfigError(f"{source.where(('dataset', 'name'))}: {error.message}", hint=error.hint) from None
     return cls(validate(cls.Config, source, ("dataset",), dataset.options))

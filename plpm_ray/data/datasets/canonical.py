@@ -138,6 +138,8 @@ class Canonical(Adapter):
         info = self.info(1)
         for path, schema in schemas.items():
             self._check(path, schema, info)
+        if self.form == "events":
+            self._check_summed(schemas)
         return slices
 
     def read(self, item: Slice) -> Raw:
@@ -206,6 +208,17 @@ class Canonical(Adapter):
             check_events(empty, self.reading(info), origin, self.event_key)
         else:
             check_sessions(empty, self.reading(info), origin)
+
+    def _check_summed(self, schemas: dict[str, pa.Schema]) -> None:
+        """Refuses events of which only some files have views or watch time: sums over a session would be too small."""
+        for name in EVENT_OPTIONAL:
+            have = [path for path, schema in schemas.items() if self._own(name) in schema.names]
+            lack = [path for path in schemas if path not in have]
+            if have and lack:
+                raise DataError(
+                    f"{lack[0]} has no {Origin(lack[0], self.config.columns).column(name)}, which {have[0]} has",
+                    hint="write it in all files or in none; it is added up over a session",
+                )
 
     def _renamed(self, own: pa.Table) -> pa.Table:
         return pa.table({name: own[column] for name, column in self._wanted(own.schema).items()})

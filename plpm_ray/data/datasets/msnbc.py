@@ -63,17 +63,16 @@ class Msnbc(Adapter):
     unique_sessions = True
 
     def info(self, n_buckets: int) -> DatasetInfo:
-        return DatasetInfo(
-            name="msnbc", pages=_catalogue(self._content(1 << 16), self._path()), n_buckets=n_buckets
-        )
+        path = self._path()
+        return DatasetInfo(name="msnbc", pages=_catalogue(_content(path, 1 << 16), path), n_buckets=n_buckets)
 
     def inputs(self) -> list[Slice]:
-        _catalogue(self._content(1 << 16), self._path())
         return [Slice(str(self._path()))]
 
     def read(self, item: Slice) -> Raw:
-        content = self._content()
-        lines = content[_rows_start(content, self._path()) :]
+        path = Path(item.path)
+        content = _content(path)
+        lines = content[_rows_start(content, path) :]
         pages, lengths = parse_sequences(lines, item.path)
         n = len(lengths)
         start_ms = day_number(self.config.first_day) * DAY_MS - self.config.utc_offset_min * MINUTE_MS
@@ -119,23 +118,22 @@ class Msnbc(Adapter):
             )
         return found[0]
 
-    def _content(self, size: int = -1) -> bytes:
-        path = self._path()
-        with storage_errors(f"reading {path}"):
-            if path.suffix != ".zip":
-                with open(path, "rb") as file:
+
+def _content(path: Path, size: int = -1) -> bytes:
+    """The file's first `size` bytes (all by default), unpacked if it is a zip."""
+    with storage_errors(f"reading {path}"):
+        if path.suffix != ".zip":
+            with open(path, "rb") as file:
+                return file.read(size)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [n for n in archive.namelist() if n.endswith(".seq") and "__MACOSX" not in n]
+                if not names:
+                    raise DataError(f"{path} holds no .seq file", hint="take msnbc990928.zip as published")
+                with archive.open(names[0]) as file:
                     return file.read(size)
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    names = [n for n in archive.namelist() if n.endswith(".seq") and "__MACOSX" not in n]
-                    if not names:
-                        raise DataError(
-                            f"{path} holds no .seq file", hint="take msnbc990928.zip as published"
-                        )
-                    with archive.open(names[0]) as file:
-                        return file.read(size)
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise DataError(f"{path} is damaged: {error}", hint="copy the file again") from None
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{path} is damaged: {error}", hint="copy the file again") from None
 
 
 def parse_sequences(lines: bytes, path: str) -> tuple[np.ndarray, np.ndarray]:

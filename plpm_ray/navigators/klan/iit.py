@@ -113,5 +113,6 @@ def tidal_weight(activity: Tensor, beta: float) -> Tensor:
 
 def coefficient(alpha: float, beta: float, hour_activity: Tensor, entry_activity: Tensor) -> Tensor:
     """alpha_t = clip(alpha w_hour w_entry, 0.1 alpha, 5 alpha) (eq. 28); the activities are broadcast."""
-    weight = tidal_weight(hour_activity, beta) * tidal_weight(entry_activity, beta)
+    # the product of both weights, in one exponential: apart, one may be infinite where the other is 0
+    weight = tidal_weight(hour_activity + entry_activity - 1.0, beta)
     return alpha * weight.clamp(CLIP_LOW, CLIP_HIGH)

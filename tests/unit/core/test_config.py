@@ -69,6 +69,8 @@ def test_overrides_win_and_are_named_in_errors(tmp_path):
     assert (config.inner.epochs, config.inner.alpha, config.steps[0].epochs) == (5, 0.5, 9)
     with pytest.raises(ConfigError, match="--set inner.alpha=-1"):
         load_config(Outer, path, ["inner.alpha=-1"])
+    with pytest.raises(ConfigError, match="--set innr.epochs=5: unknown key 'innr'"):
+        load_config(Outer, path, ["innr.epochs=5"])
     with pytest.raises(ConfigError, match="not key=value"):
         load_config(Outer, path, ["inner.alpha"])
     with pytest.raises(ConfigError, match="is a list of 1"):

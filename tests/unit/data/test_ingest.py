@@ -17,7 +17,7 @@ from plpm_ray.core.storage import read_json
 from plpm_ray.data import ingest_tasks
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import day_name, day_number
-from plpm_ray.data.ingest import ingest
+from plpm_ray.data.ingest import IngestConfig, ingest
 from plpm_ray.data.ingest_tasks import local_days
 from plpm_ray.data.quarantine import read_rows
 from plpm_ray.data.staging import staging
@@ -198,6 +198,31 @@ def test_an_id_of_an_earlier_day_is_taken(tmp_path):
     assert stored(output).num_rows == 119
 
 
+def test_a_new_day_may_meet_buckets_without_users(tmp_path):
+    table, output = sessions(12, days=2, users=1), tmp_path / "w"
+    days = np.array([str(t.as_py().date()) for t in table["entry_time"]])
+    for day in ("2024-05-01", "2024-05-02"):
+        ingest(config(write(tmp_path / day, table.filter(pa.array(days == day))), output, n_buckets=8))
+    assert stored(output).num_rows == 12
+
+
+def test_later_files_may_lack_propensities(tmp_path):
+    table, output = sessions(60), tmp_path / "w"
+    days = np.array([str(t.as_py().date()) for t in table["entry_time"]])
+    ingest(config(write(tmp_path / "a", table.filter(pa.array(days < "2024-05-04"))), output))
+    last = table.filter(pa.array(days == "2024-05-04")).drop_columns(["propensity"])
+    ingest(config(write(tmp_path / "b", last), output))
+    assert stored(output)["propensity"].null_count == last.num_rows
+
+
+def test_files_without_rows_name_the_folder(tmp_path):
+    (tmp_path / "log_standard_1.csv").write_text("user_id,video_id,time_ms,is_click,play_time_ms,tab\n")
+    dataset = {"name": "kuairand", "path": str(tmp_path), "profile": {}}
+    empty = IngestConfig.model_validate({"dataset": dataset, "output": str(tmp_path / "w")})
+    with pytest.raises(DataError, match=f"{tmp_path}: the files hold no rows"):
+        ingest(empty)
+
+
 def test_a_day_that_lost_its_sessions_disappears(tmp_path):
     table, output = sessions(120, days=4), tmp_path / "w"
     logs = write(tmp_path / "logs", table)
@@ -266,6 +291,38 @@ def test_repeated_events_are_quarantined_unless_allowed(tmp_path):
     assert {Path(r["source_file"]).name for r in bad} == {"part-1.parquet"}
     assert {r["page"] for r in bad} <= set(own_logs.PAGES)
     assert ingest(config(logs, tmp_path / "b", dataset={**EVENTS, "unique_events": []}))["quarantined"] == {}
+
+
+def test_event_files_may_differ_in_columns_and_integer_types(tmp_path):
+    first, second = events().slice(0, 150), events().slice(150)
+    first = first.append_column("policy", pa.array(["old"] * 150)).append_column(
+        "item", pa.array(np.arange(150), pa.int32())
+    )
+    second = second.append_column("item", pa.array(np.arange(250) + 150)).select(
+        [*reversed(second.column_names), "item"]
+    )
+    dataset = {**EVENTS, "unique_events": ["user_id", "item"]}
+    summary = ingest(config(write(tmp_path / "logs", first, second), tmp_path / "w", dataset=dataset))
+    assert summary["rows_in"] == 400 and summary["quarantined"] == {}
+    assert set(stored(tmp_path / "w")["policy"].to_pylist()) == {"old", None}
+    ingest(config(write(tmp_path / "plain", events()), tmp_path / "v", dataset=EVENTS))
+    assert (
+        stored(tmp_path / "w")
+        .drop_columns(["policy"])
+        .equals(stored(tmp_path / "v").drop_columns(["policy"]))
+    )
+
+
+def test_event_files_that_cannot_be_joined_are_refused(tmp_path):
+    first, second = events().slice(0, 150), events().slice(150)
+    watched = first.append_column("watch", pa.array([1] * 150))
+    logs = write(tmp_path / "a", watched, second)
+    with pytest.raises(DataError, match=r"part-1.parquet has no column 'watch', which .*part-0.parquet has"):
+        ingest(config(logs, tmp_path / "w", dataset=EVENTS))
+    texts = first.append_column("item", pa.array([str(i) for i in range(150)]))
+    logs = write(tmp_path / "b", texts, second.append_column("item", pa.array(np.arange(250))))
+    with pytest.raises(DataError, match="item"):
+        ingest(config(logs, tmp_path / "w", dataset={**EVENTS, "unique_events": ["user_id", "item"]}))
 
 
 def test_profiles_are_bucketed_checked_and_merged(tmp_path):

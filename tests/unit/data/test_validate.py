@@ -66,6 +66,14 @@ def test_good_rows_come_out_in_the_stored_form():
         ("unequal_lists", {"landing_page": "home", "pages": ["home"], "dwell_s": [1], "video_views": [1, 1]}),
         ("null_dwell", {"landing_page": "home", "pages": ["home"], "dwell_s": [None], "video_views": [1]}),
         (
+            "excessive_dwell",
+            {"landing_page": "home", "pages": ["home"], "dwell_s": [1e39], "video_views": [1]},
+        ),
+        (
+            "excessive_views",
+            {"landing_page": "home", "pages": ["home"], "dwell_s": [1.0], "video_views": [5_000_000_000]},
+        ),
+        (
             "negative_dwell",
             {"landing_page": "home", "pages": ["home"], "dwell_s": [-0.1], "video_views": [1]},
         ),
@@ -255,6 +263,23 @@ def test_events_and_their_rules():
     assert len(row) == 1
     assert (row[0]["duration_ms"], row[0]["watch_ms"], row[0]["page"], row[0]["item"]) == (1500, 1000, 0, 5)
     assert checked.end_ms[0] == 1_700_000_000_000 + 1500 + 3_600_000
+
+
+def test_garbage_in_durations_and_counts_of_events_is_found():
+    raw = pa.table(
+        {
+            "user_id": pa.array([1, 1, 1]),
+            "time": pa.array([1_700_000_000_000] * 3),
+            "page": ["home"] * 3,
+            "duration": pa.array([4e7, 1.0, 1.0]),
+            "watch": pa.array([1.0, 1e300, 1.0]),
+            "video_views": pa.array([1, 1, 1 << 40]),
+            "battery": pa.array([1] * 3),
+            "device": pa.array(["phone"] * 3),
+        }
+    )
+    reasons = check_events(raw, Reading(INFO), ORIGIN).findings.reasons(np.arange(3)).to_pylist()
+    assert reasons == ["excessive_dwell", "excessive_watch", "excessive_views"]
 
 
 def test_profiles_keep_their_kinds():

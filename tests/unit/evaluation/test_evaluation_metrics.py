@@ -12,7 +12,7 @@ from plpm_ray.core.errors import DataError
 from plpm_ray.data.open_bandit import read_open_bandit
 from plpm_ray.evaluation import metrics
 from plpm_ray.evaluation.estimators import DM, SNIPS
-from plpm_ray.evaluation.logged import LoggedData
+from plpm_ray.evaluation.logged import EpisodeGrid, LoggedData
 from plpm_ray.evaluation.table import PolicyResult, format_table, number
 
 PI = np.array([[0.6, 0.4], [0.2, 0.8], [0.5, 0.5], [1.0, 0.0]])
@@ -29,6 +29,15 @@ def test_assignment_ratio():
     found = metrics.assignment_ratio(PI)
     assert found.argmax.tolist() == [0.75, 0.25]
     assert found.probability == pytest.approx([2.3 / 4, 1.7 / 4])
+
+
+def test_one_endless_day_costs_no_memory_for_the_others():
+    n = 20_000  # as a padded table this would be 3 GB
+    episode = np.r_[np.zeros(n, dtype=np.int64), np.arange(1, n + 1)]
+    step = np.r_[np.arange(n), np.zeros(n, dtype=np.int64)]
+    returns = metrics.realised_return(np.ones(2 * n), episode, step, 1.0)
+    assert returns[:3].tolist() == [n, n - 1, n - 2] and (returns[n:] == 1).all()
+    assert EpisodeGrid.of(episode, step).next_index()[[0, n - 1, n]].tolist() == [1, -1, -1]
 
 
 def test_realised_return_of_shuffled_rows():

@@ -190,3 +190,12 @@ def test_refits_widen_the_interval():
     wide = fitted_q(x, noisy, pi, FQEConfig(folds=1, refits=20)).estimate
     assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
     assert "users in states and fit" in wide.note
+
+
+def test_the_level_of_the_interval_is_the_one_asked_for():
+    x, data, pi, _ = chain(100, folds=1)
+    wide, narrow = (
+        fitted_q(x, data, pi, FQEConfig(folds=1, refits=5, level=level)).estimate for level in (0.95, 0.6)
+    )
+    assert (wide.level, narrow.level) == (0.95, 0.6)
+    assert narrow.high - narrow.low < wide.high - wide.low

@@ -24,6 +24,11 @@ def test_distributions_by_hand():
     np.testing.assert_allclose(squared, [[0.1, 0.9]])
 
 
+def test_epsilon_without_effect_is_refused():
+    with pytest.raises(ValueError, match="write kind: epsilon"):
+        PolicyConfig.model_validate({"epsilon": 0.1})
+
+
 def test_draws_follow_the_distribution_and_report_its_propensity():
     n = 200_000
     users = splitmix64(np.arange(n))

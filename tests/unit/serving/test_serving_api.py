@@ -84,7 +84,7 @@ def test_navigate_and_sessions(service: Service) -> None:
     assert list(answer["scores"]) == list(PAGES.names)
     assert answer["entry_time"] == "2023-11-15T01:00:00.000Z"
     assert answer["versions"] == service.policy.versions._asdict()
-    assert answer["policy"] == service.policy.versions.label
+    assert (answer["policy"], first["policy"]) == service.policy.versions.labels
     status, batch = call(service, "POST", "/v1/navigate", [entry, {"user_id": 77}])
     assert [a["fallback"] for a in batch] == [None, "unknown_user"]
     assert batch[0] == answer
@@ -112,6 +112,7 @@ def test_merged_pages_lead_to_the_same_state() -> None:
         ({"utc_offset_min": 9000}, "utc_offset_min"),
         ({"utc_offset_min": "8h"}, "utc_offset_min"),
         ({"context": [1]}, "context"),
+        ({"context": 0}, "context"),
         ({"context": {"pushed": 1}}, "context.pushed"),
         ({"context": {"push": "yes"}}, "context.push"),
         ({"context": {"push": float("nan")}}, "context.push"),
@@ -144,6 +145,9 @@ def test_bad_entries_get_422_with_the_field(service: Service, change: dict, fiel
         ({"video_views": [1, 2, 2.5]}, "video_views[2]"),
         ({"watch_s": [1]}, "watch_s"),
         ({"exit_time": "2023-11-14T22:13:19Z"}, "exit_time"),
+        ({"exit_time": "2098-01-01T00:00:00Z"}, "exit_time"),
+        ({"dwell_s": [3e38, 3e38, 1]}, "dwell_s"),
+        ({"video_views": [2**31 - 1, 1, 1]}, "video_views"),
         ({"propensity": 0}, "propensity"),
         ({"policy": 3}, "policy"),
         ({"dwel_s": []}, "dwel_s"),
@@ -155,7 +159,7 @@ def test_bad_sessions_get_422_with_the_field(service: Service, change: dict, fie
     assert (status, answer["field"]) == (422, field)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"5", b"[]", b"[1]", b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"{", b"5", b"[]", b"[1]", b"\xff", b"[" * 100_000, b'"\\ud800"'])
 def test_bodies_that_are_no_objects(service: Service, body: bytes) -> None:
     assert call(service, "POST", "/v1/navigate", body)[0] == 422
 
@@ -181,6 +185,22 @@ def test_requests_at_one_moment_are_answered_together(service: Service) -> None:
     answers = asyncio.run(many())
     assert [a["user_id"] for _, a in answers] == [i if i % 2 else f"u{i}" for i in range(20)]
     assert sum(calls) == 20 and len(calls) <= 4
+
+
+def test_a_wrong_request_spoils_no_other_at_the_same_moment(service: Service) -> None:
+    async def both() -> list[tuple[int, Any]]:
+        bodies = [{"user_id": "\ud800"}, {"user_id": "good"}]
+        return await asyncio.gather(
+            *(asgi(service, "POST", "/v1/navigate", json.dumps(body).encode()) for body in bodies)
+        )
+
+    assert [status for status, _ in asyncio.run(both())] == [422, 200]
+
+
+def test_a_body_beyond_all_measure_is_not_parsed() -> None:
+    service = Service(load_policy(bundle_of()), max_batch=1)
+    status, answer = call(service, "POST", "/v1/navigate", b" " * 2_000_000)
+    assert (status, answer["error"]) == (413, "too_large")
 
 
 def test_health_says_when_the_store_fails(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,21 @@ def test_no_history_and_no_entries(folder: Path, tmp_path: Path) -> None:
     assert summary["rows"] == 0 and pq.read_table(base["output"]).num_rows == 0
 
 
+def test_a_column_that_some_files_lack_is_missing_there(folder: Path, tmp_path: Path) -> None:
+    entries = pq.read_table(folder / "entries.parquet")
+    (tmp_path / "entries").mkdir()
+    pq.write_table(entries.slice(0, 5), tmp_path / "entries" / "a.parquet")
+    pq.write_table(entries.slice(5, 5).drop_columns(["push"]), tmp_path / "entries" / "b.parquet")
+    config = DecideConfig(
+        bundle=str(folder / "bundle"), output=str(tmp_path / "out.parquet"), entries=str(tmp_path / "entries")
+    )
+    assert decide_file(config)["rows"] == 10
+    strings = entries.slice(5, 5).set_column(0, "user_id", pa.array(["a"] * 5))
+    pq.write_table(strings.select(["user_id", "entry_time"]), tmp_path / "entries" / "b.parquet")
+    with pytest.raises(DataError, match="differ.*user_id"):
+        decide_file(config)
+
+
 def test_wrong_files_are_named(folder: Path, tmp_path: Path) -> None:
     base = {"bundle": str(folder / "bundle"), "output": str(tmp_path / "out.parquet")}
     with pytest.raises(DataError, match="nowhere"):

@@ -99,7 +99,7 @@ def test_decision_columns() -> None:
     for row in made.to_pylist():
         assert sum(row["probabilities"]) == pytest.approx(1)
         assert row["propensity"] == row["probabilities"][row["page_index"]]
-        assert row["policy"] == policy.versions.label
+        assert row["policy"] == policy.versions.labels[row["fallback"] is not None]
         assert row["navigator_version"] == policy.bundle.version
     assert made.schema.field("entry_time").type == pa.timestamp("ms", tz="UTC")
     assert policy.decide(made.slice(0, 0)).num_rows == 0
@@ -230,6 +230,14 @@ def test_another_bundle_takes_over_the_state_and_other_pages_are_refused(store: 
     layout = state_layout(SCHEMA, 0)
     with pytest.raises(StateError, match="layout"):
         store.bind(dataclasses.replace(layout, name="other"))
+
+
+def test_warming_up_finds_a_policy_that_cannot_draw_from_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(bundle_of(), PolicyConfig(kind="proportional"))
+    policy.warm_up()
+    monkeypatch.setattr(policy.navigator, "scores", lambda raw, state=None: np.full((len(raw), 4), -1.0))
+    with pytest.raises(DataError, match="negative"):
+        policy.warm_up()
 
 
 def test_unknown_fallback_is_named() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from plpm_ray.core.errors import DataError
+from plpm_ray.core.errors import ConfigError, DataError
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.training.data import Needs, TableSource
@@ -70,6 +70,21 @@ def test_learners_of_single_sessions_get_no_next_row(source):
     assert table.next_row is None
     assert set(table.columns) == {"dense", "cat", "action", "propensity"}
     assert torch.isnan(table.columns["propensity"]).all()
+
+
+def test_any_numeric_column_of_the_table_may_be_a_label(source):
+    table = with_needs(source, grain="session", columns=("session_id", "seq:recent_use_s")).load()
+    wanted = np.concatenate([t["session_id"].to_numpy() for t in all_rows(source)])
+    np.testing.assert_array_equal(table.columns["session_id"].numpy(), wanted)
+    assert table.columns["seq:recent_use_s"].shape == (len(wanted), 8)
+
+
+@pytest.mark.parametrize(
+    ("column", "says"), [("use", "does not have.*\n.*'use_s'"), ("entry_time", "is timestamp")]
+)
+def test_a_column_that_is_no_label_is_named(source, column, says):
+    with pytest.raises(ConfigError, match=says):
+        with_needs(source, columns=(column,)).load()
 
 
 def test_bins_and_sequences_are_read_where_they_are_wanted(source):

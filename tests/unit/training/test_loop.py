@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-from plpm_ray.core.errors import ConfigError, PlpmError
+from plpm_ray.core.errors import ConfigError, DataError, PlpmError
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.navigators.reference.dqn import DQN, DQNConfig
+from plpm_ray.training.comm import Comm
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.data import Needs, TableSource
 from plpm_ray.training.evaluate import evaluate
@@ -174,6 +175,43 @@ def test_recording_needs_a_gpu(world):
 def test_cuda_without_a_gpu_says_so(world):
     with pytest.raises(ConfigError, match="no GPU"):
         fit_learner(world.learner(), world.table, None, settings(device="cuda"))
+
+
+def test_no_rows_say_so(world):
+    none = TensorTable(dict(world.table.columns), world.table.next_row, torch.empty(0, dtype=torch.int64))
+    with pytest.raises(DataError, match="training days"):
+        fit_learner(world.learner(), none, None, settings())
+    with pytest.raises(DataError, match="validation days"):
+        fit_learner(world.learner(), world.table, none, settings(epochs=1))
+
+
+def test_a_process_without_validation_rows_takes_part(world):
+    class OfTwo(Comm):
+        def gather(self, value):
+            return [value, ["loss"]]
+
+        def sum(self, values):
+            return [value + 2 for value in values]
+
+    assert evaluate(world.learner(), TensorTable({"none": torch.empty(0)}), OfTwo()) == {"loss": 1, "rows": 2}
+
+
+def test_a_learner_may_read_the_losses_of_all_processes(world):
+    class Dual(DQN):
+        seen = 0.0
+
+        def after_losses(self, terms):
+            self.seen += float(terms["loss"])
+
+    class OfTwo(Comm):
+        def mean(self, value):
+            return value + 1
+
+    learner = build_learner(
+        Dual, {"hidden": [16]}, world.spec, world.warehouse.info.pages, world.stats, seed=0
+    )
+    result = fit_learner(learner, world.table, None, settings(epochs=1), comm=OfTwo())
+    assert learner.seen == pytest.approx(result.steps * (result.history[0]["train/loss"] + 1), rel=1e-5)
 
 
 def test_bf16_does_run(world):

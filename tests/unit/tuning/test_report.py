@@ -21,6 +21,7 @@ CONFIG = SweepConfig.model_validate(
         "learner": {"name": "klan.iit", "hidden": [16]},
         "training": {"epochs": 2},
         "search": {"alpha": None, "beta": None, "training.lr": None, "policy.epsilon": None},
+        "objective": {"policy": {"kind": "epsilon"}},
     }
 )
 

@@ -41,7 +41,7 @@ def test_what_a_sweep_cannot_do_is_refused(changes, message):
 
 
 def test_misspelt_options_of_the_learner_and_the_search_are_named():
-    with pytest.raises(ConfigError, match=r"learner\.hiden") as caught:
+    with pytest.raises(ConfigError, match="unknown key 'hiden' in learner") as caught:
         config(learner={"name": "klan.iit", "hiden": [8]}).space()
     assert "'hidden'" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="unknown learner 'klan.itt'"):
@@ -69,10 +69,24 @@ def test_a_misspelt_parameter_is_named_with_its_line(tmp_path: Path):
     assert "'beta'" in (caught.value.hint or "")
 
 
+def test_a_misspelt_learner_and_its_options_are_named_with_their_line(tmp_path: Path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("tables: x\nlearner:\n  name: klan.iit\n  alhpa: 1\n")
+    source = read_config(path)
+    with pytest.raises(ConfigError, match=r"sweep.yaml:4: unknown key 'alhpa' in learner") as caught:
+        validate(SweepConfig, source).space(source)
+    assert "'alpha'" in (caught.value.hint or "")
+    path.write_text("tables: x\nlearner: {name: klan.itt}\n")
+    source = read_config(path)
+    with pytest.raises(ConfigError, match=r"sweep.yaml:2: unknown learner 'klan.itt'"):
+        validate(SweepConfig, source).space(source)
+
+
 def test_parameters_of_other_sections_can_be_set_from_the_command_line(tmp_path: Path):
     path = tmp_path / "sweep.yaml"
     path.write_text("tables: x\nlearner: {name: klan.iit}\n")
     overrides = ["search.training.lr={low: 0.001}", "search.policy.epsilon=null", "search.learner.alpha=null"]
+    overrides.append("objective.policy.kind=epsilon")
     space = load_config(SweepConfig, path, overrides).space()
     assert space.names == ("training.lr", "policy.epsilon", "alpha")
 
