@@ -28,7 +28,9 @@ from plpm_ray.training.run import train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tables", help="warehouse with built transitions; default: made-up logs")
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.0, 0.1, 0.5, 2.0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -43,7 +45,9 @@ def main() -> None:
             gaps = np.array([gap(tables, scratch, alpha, seed, args) for seed in range(args.seeds)])
             cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(gaps.mean(0)[:2], gaps.std(0)[:2], strict=True)]
             print(f"| {alpha:g} | {cells[0]} | {cells[1]} | {gaps.mean(0)[2]:.2f} |", flush=True)
-        print(f"\nmean ± standard deviation over {args.seeds} seeds of training, {args.epochs} epochs, gamma {args.gamma:g}")
+        print(
+            f"\nmean ± standard deviation over {args.seeds} seeds of training, {args.epochs} epochs, gamma {args.gamma:g}"
+        )
 
 
 def made_up(scratch: str) -> str:
@@ -55,11 +59,15 @@ def made_up(scratch: str) -> str:
     return output
 
 
-def gap(tables: str, scratch: str, alpha: float, seed: int, args: argparse.Namespace) -> tuple[float, float, float]:
+def gap(
+    tables: str, scratch: str, alpha: float, seed: int, args: argparse.Namespace
+) -> tuple[float, float, float]:
     """Gap of the logged and of the best page in seconds, and the ratio of the mean best Q to the mean return."""
     warehouse = Warehouse.open(tables)
     split = split_days(warehouse.transitions.days())
-    training = TrainingConfig(epochs=args.epochs, batch_size=512, seed=seed, num_threads=1, eval_every=args.epochs)
+    training = TrainingConfig(
+        epochs=args.epochs, batch_size=512, seed=seed, num_threads=1, eval_every=args.epochs
+    )
     learner = {"alpha": alpha, "gamma": args.gamma}
     result = train("klan.iit", learner, training, tables, split.train, split.valid, Path(scratch) / "runs")
     held_out = read_decisions(warehouse, split.test)

@@ -119,4 +119,6 @@ def quickstart(
     folder: Annotated[Path, typer.Option(help="where tables and runs go")] = Path("runs/quickstart"),
 ) -> None:
     """Everything once on a small made-up log: tables, training, evaluation, one served decision."""
+    # nets this small lose more to waiting threads than they win, above all where other programs run
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     _command("quickstart")(folder)

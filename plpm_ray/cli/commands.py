@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plpm_ray.cli.summary import Clock, finish
+from plpm_ray.cli.summary import Clock, finish, refuse_foreign
 from plpm_ray.core.config import ConfigSource, config_hash, read_config, validate
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
@@ -36,6 +36,10 @@ def data(config: Path, sets: Sets) -> dict[str, Any]:
         if summary.get("days")
         else 0
     )
+    if summary.get("shrunk_days"):
+        shown["shrunk_days"] = {
+            day: f"{before:,} -> {after:,}" for day, (before, after) in summary["shrunk_days"].items()
+        }
     shown |= {
         "transitions_built": built["rows"],
         "days_recomputed": len(built["recomputed"]),
@@ -206,6 +210,7 @@ def decide(config: Path, sets: Sets) -> Any:
 
     clock = Clock()
     settings = validate(DecideConfig, read_config(config, sets))
+    refuse_foreign("decide", Path(settings.output).parent)
     summary = {**decide_file(settings), "seconds": clock.seconds}
     finish("decide", Path(settings.output).parent, summary, summary)
     return summary

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plpm_ray.core.storage import write_json
+from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.storage import read_json, write_json
 
 
 class Clock:
@@ -38,6 +39,20 @@ def finish(
     for key, value in (shown if shown is not None else _plain(summary)).items():
         print(f"  {key.replace('_', ' '):<22} {show(value)}")
     print(f"  {'summary':<22} {path}")
+
+
+def refuse_foreign(command: str, run_dir: str | Path) -> None:
+    """Refuses a folder whose `summary.json` another command wrote: it would be replaced.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    path = Path(run_dir) / "summary.json"
+    if path.exists() and read_json(path).get("command") != command:
+        raise ConfigError(
+            f"{run_dir} holds a run of another command, whose summary.json would be lost",
+            hint="give the output a folder of its own",
+        )
 
 
 def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:

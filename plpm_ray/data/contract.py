@@ -101,6 +101,18 @@ class DatasetInfo:
         columns = [pa.field(name, column_type(kind)) for name, kind in self.profile.items()]
         return pa.schema([pa.field("user_id", user, nullable=False), *columns])
 
+    @property
+    def assignments_schema(self) -> pa.Schema:
+        """Arrow schema of stored assignments to the arms of a trial; arm null is the control, both days are in it."""
+        return pa.schema(
+            [
+                pa.field("user_id", pa.int64() if self.user_id == "int64" else pa.string(), nullable=False),
+                pa.field("arm", pa.string()),
+                pa.field("start_day", pa.date32(), nullable=False),
+                pa.field("end_day", pa.date32(), nullable=False),
+            ]
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": 1,
@@ -125,19 +137,10 @@ def column_type(kind: ColumnKind) -> pa.DataType:
     return pa.float32() if kind == "numeric" else pa.string()
 
 
-ASSIGNMENTS_SCHEMA = pa.schema(
-    [
-        pa.field("user_id", pa.int64()),
-        pa.field("arm", pa.string()),
-        pa.field("start_day", pa.date32()),
-        pa.field("end_day", pa.date32()),
-    ]
-)
-
-
 @dataclass(frozen=True)
 class Warehouse:
-    """A folder of canonical tables: `manifest.json`, `sessions/`, `transitions/`, `users/`, `quarantine/`."""
+    """A folder of canonical tables: `manifest.json`, `sessions/`, `transitions/`, `users/`, `quarantine/`,
+    and `assignments.parquet` where a trial was given."""
 
     root: Path
     info: DatasetInfo
@@ -184,6 +187,11 @@ class Warehouse:
     @property
     def transitions(self) -> DayTable:
         return DayTable(self.root / "transitions")
+
+    @property
+    def assignments_file(self) -> Path:
+        """Assignments of users to the arms of a trial; absent where none were given."""
+        return self.root / "assignments.parquet"
 
     def users_file(self, bucket: int) -> Path:
         """Profile file of a bucket; absent where the dataset has no profiles."""

@@ -2,11 +2,14 @@
 
 Layout: `day=2022-04-25/gen=<id>/bucket=003.parquet`, and `_manifest.json` that says which generation of each day counts.
 Writers fill a new generation in peace; one atomic replacement of the manifest makes it visible, all days together.
-Readers go through the manifest, so that they never see half a day.
+Readers go through the manifest, so that they never see half a day. What a commit replaces is written down under
+`replaced` in the manifest and deleted by the commit after it: who has read the manifest keeps his files until then.
+Writers of one table must keep off each other (`plpm_ray.data.staging.write_lock`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import shutil
 import uuid
@@ -56,15 +59,16 @@ class DayTable:
 
     def entries(self) -> dict[int, DayEntry]:
         """Committed days in order."""
-        path = self.root / "_manifest.json"
-        if not path.exists():
-            return {}
-        days = read_json(path)["days"]
+        days = self._manifest()["days"]
         found = {
             day_number(name): DayEntry(e["gen"], {int(b): n for b, n in e["rows"].items()}, e["inputs"])
             for name, e in days.items()
         }
         return dict(sorted(found.items()))
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.root / "_manifest.json"
+        return read_json(path) if path.exists() else {"days": {}}
 
     def days(self) -> list[int]:
         return list(self.entries())
@@ -94,9 +98,10 @@ class DayTable:
         inputs: Mapping[int, str] | None = None,
         drop: Iterable[int] = (),
     ) -> None:
-        """Makes a generation the valid one of the given days (day -> rows per bucket) and removes what it replaces.
+        """Makes a generation the valid one of the given days (day -> rows per bucket).
 
-        Days not named stay as they are; days in `drop` disappear.
+        Days not named stay as they are; days in `drop` disappear. Files of what this commit replaces or drops stay
+        until the next one; those that the last one replaced are deleted.
         """
         before = self.entries()
         after = {d: e for d, e in before.items() if d not in set(drop)}
@@ -108,10 +113,11 @@ class DayTable:
             day_name(d): {"gen": e.gen, "rows": {str(b): n for b, n in e.rows.items()}, "inputs": e.inputs}
             for d, e in sorted(after.items())
         }
-        write_json(self.root / "_manifest.json", {"format": 1, "days": record})
-        for day, entry in before.items():
-            if day not in after or after[day].gen != entry.gen:
-                shutil.rmtree(self.root / f"day={day_name(day)}" / f"gen={entry.gen}", ignore_errors=True)
+        replaced = [
+            [day_name(d), e.gen] for d, e in before.items() if d not in after or after[d].gen != e.gen
+        ]
+        write_json(self.root / "_manifest.json", {"format": 1, "days": record, "replaced": replaced})
+        self.remove_uncommitted()
 
     def discard(self, gen: str) -> None:
         """Removes what a failed writer left of an uncommitted generation."""
@@ -121,6 +127,18 @@ class DayTable:
             )
         for folder in self.root.glob(f"day=*/gen={gen}"):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_uncommitted(self) -> None:
+        """Removes every generation that the manifest does not name: what killed writers left, and what earlier
+        commits replaced. Only for the one who holds the write lock: a writer at work would lose its files."""
+        manifest = self._manifest()
+        kept = {(name, entry["gen"]) for name, entry in manifest["days"].items()}
+        kept |= {(name, gen) for name, gen in manifest.get("replaced", ())}
+        for folder in self.root.glob("day=*/gen=*"):
+            if (folder.parent.name.removeprefix("day="), folder.name.removeprefix("gen=")) not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    folder.parent.rmdir()
 
     def files(self, bucket: int, days: Iterable[int] | None = None) -> list[tuple[int, Path]]:
         """(day, file) of one bucket in day order; days without rows in the bucket are left out."""

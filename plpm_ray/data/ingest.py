@@ -19,11 +19,12 @@ from pydantic import Field, model_validator
 
 from plpm_ray.core.config import ConfigSource, Named, StrictConfig
 from plpm_ray.core.errors import DataError, PlpmError
-from plpm_ray.core.storage import storage_errors, write_json
+from plpm_ray.core.storage import storage_errors, write_json, write_parquet
 from plpm_ray.data import ingest_tasks as tasks
+from plpm_ray.data.assignments import read_assignments
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.datasets.base import Adapter, make_adapter
-from plpm_ray.data.day_table import DayTable, day_name, day_number
+from plpm_ray.data.day_table import DayEntry, DayTable, day_name, day_number
 from plpm_ray.data.quarantine import Tally, refuse_over
 from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.data.staging import staging
@@ -69,8 +70,9 @@ def ingest(config: IngestConfig, source: ConfigSource | None = None) -> dict[str
 
     Returns:
         The summary, also written to `<output>/quarantine/<ingest id>/summary.json`: rows_read, rows_outside (of other
-        days than asked for), rows_in, sessions, users, days, changed_days, quarantined (reason -> rows),
-        quarantined_rows, landing_shares (page -> share of sessions), profiles, seconds. rows_in = sessions +
+        days than asked for), rows_in, sessions, users, days, changed_days, dropped_days,
+        shrunk_days (day -> sessions before and after, where they became fewer), quarantined (reason -> rows),
+        quarantined_rows, landing_shares (page -> share of sessions), profiles, assignments, seconds. rows_in = sessions +
         quarantined_rows where the dataset gives sessions.
 
     Raises:
@@ -121,13 +123,18 @@ class _Run:
             sessions,
             started,
         )
-        self.tally, self.profile_tally = Tally(), Tally()
+        self.tally, self.profile_tally, self.assignment_tally = Tally(), Tally(), Tally()
+        self.assignments = None
         self.run = partial(run_tasks, backend=config.backend)
 
     def go(self) -> dict[str, Any]:
         plan = self.plan
         try:
             duplicates = self._map()
+            if self.adapter.assignment_inputs():
+                self.assignments, self.assignment_tally = read_assignments(
+                    self.adapter, plan.info, plan.quarantine
+                )
             self._refuse()
             reduce = partial(tasks.reduce_sessions, plan, duplicates)
             results = self.run(reduce, range(plan.info.n_buckets), progress="sessions by user")
@@ -140,8 +147,10 @@ class _Run:
         except PlpmError as error:
             self._write(self._counts() | {"refused": error.message})
             raise
+        before = self.sessions.entries()
         changed, dropped = self._commit(results)
         summary = self._counts() | self._outcome(results, changed, dropped, profile_users)
+        summary["shrunk_days"] = _shrunk(before, self.sessions.entries())
         self._write(summary)
         return summary
 
@@ -179,6 +188,7 @@ class _Run:
     def _refuse(self) -> None:
         refuse_over(self.tally, self.config.max_bad_share, self.plan.quarantine)
         refuse_over(self.profile_tally, self.config.max_bad_share, self.plan.quarantine, "profile rows")
+        refuse_over(self.assignment_tally, self.config.max_bad_share, self.plan.quarantine, "assignment rows")
 
     def _nothing(self) -> DataError:
         if self.config.days is not None:
@@ -206,6 +216,8 @@ class _Run:
             with storage_errors(f"writing {target}"):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self.plan.stage("users") / target.name, target)
+        if self.assignments is not None:
+            write_parquet(warehouse.assignments_file, self.assignments)
         rows, digests = tasks.merge_rows(results)
         before = self.sessions.entries()
         changed = [day for day in rows if day not in before or before[day].inputs != digests[day]]
@@ -234,6 +246,11 @@ class _Run:
                 "quarantined_rows": profiles.bad_rows,
                 "quarantined": dict(profiles.reasons.most_common()),
             },
+            "assignments": {
+                "rows_in": self.assignment_tally.rows_in,
+                "quarantined_rows": self.assignment_tally.bad_rows,
+                "quarantined": dict(self.assignment_tally.reasons.most_common()),
+            },
             "seconds": round(time.monotonic() - self.started, 2),
         }
 
@@ -258,3 +275,12 @@ class _Run:
 
     def _write(self, summary: dict[str, Any]) -> None:
         write_json(Path(self.plan.quarantine) / "summary.json", summary)
+
+
+def _shrunk(before: dict[int, DayEntry], after: dict[int, DayEntry]) -> dict[str, list[int]]:
+    """Days that go on with fewer sessions -> sessions before and after: the sign of a folder with part of a day."""
+    return {
+        day_name(day): [before[day].total, entry.total]
+        for day, entry in after.items()
+        if day in before and entry.total < before[day].total
+    }

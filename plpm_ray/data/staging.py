@@ -1,4 +1,4 @@
-"""The scratch folder of one ingest inside the warehouse, and the lock that keeps two ingests apart."""
+"""The scratch folder of one ingest inside the warehouse, and the lock that keeps writers apart."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def staging(root: Path, sessions: DayTable) -> Iterator[tuple[Path, str]]:
     ingest left behind is removed first.
 
     Raises:
-        StorageError: another ingest is writing here, or the folder cannot be made.
+        StorageError: another ingest or build is writing here, or the folder cannot be made.
     """
     with storage_errors(f"creating {root}"):
         root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / ".ingest.lock", root):
+    with write_lock(root):
         for left in root.glob(f"{_PREFIX}*"):
-            _remove(left, sessions)
+            shutil.rmtree(left, ignore_errors=True)
+        sessions.remove_uncommitted()
         gen = sessions.new_generation()
         folder = root / f"{_PREFIX}{gen}"
         with storage_errors(f"creating {folder}"):
@@ -49,26 +50,21 @@ def staging(root: Path, sessions: DayTable) -> Iterator[tuple[Path, str]]:
         try:
             yield folder, gen
         finally:
-            _remove(folder, sessions)
-
-
-def _remove(folder: Path, sessions: DayTable) -> None:
-    """Removes a scratch folder, and what its generation holds of days that were not committed with it."""
-    gen = folder.name.removeprefix(_PREFIX)
-    valid = {
-        sessions.path(day, gen, 0).parent for day, entry in sessions.entries().items() if entry.gen == gen
-    }
-    for written in sessions.root.glob(f"day=*/gen={gen}"):
-        if written not in valid:
-            shutil.rmtree(written, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                written.parent.rmdir()
-    shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            sessions.remove_uncommitted()
 
 
 @contextlib.contextmanager
-def _locked(path: Path, root: Path) -> Iterator[None]:
-    """An advisory lock that the operating system lets go when the process ends, however it ends."""
+def write_lock(root: Path) -> Iterator[None]:
+    """Keeps other ingests and builds off a warehouse; readers need no lock.
+
+    It is advisory, and the operating system lets it go when the process ends, however it ends. Systems and file
+    systems without such locks go on without one.
+
+    Raises:
+        StorageError: another process (or another call in this one) holds it, or the folder cannot be written.
+    """
+    path = root / ".write.lock"
     try:
         import fcntl
     except ImportError:  # no such locks on this system
@@ -81,7 +77,7 @@ def _locked(path: Path, root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(
-                f"another ingest is writing to {root}", hint="wait until it has ended"
+                f"another ingest or build is writing to {root}", hint="wait until it has ended"
             ) from None
         except OSError:
             pass  # a file system without locks

@@ -3,7 +3,7 @@
 A day is computed anew only if something it depends on has changed: the sessions of the days that can matter
 to it (see `day_inputs`), the profiles, the feature schema, or FEATURE_VERSION. Every bucket is one task that
 walks through the days in chunks and keeps no more than a chunk with its lookback in memory; all new days
-become visible in one commit.
+become visible in one commit. The lock that keeps ingests apart keeps builds off them and each other.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from plpm_ray.data.features.batch import batch_features
 from plpm_ray.data.features.sessions import SESSION_INPUTS, EntryArrays, SessionArrays, user_codes
 from plpm_ray.data.features.shared import seconds
 from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.data.staging import write_lock
 
 FEATURE_VERSION = 1
 """To be raised whenever the meaning of a feature or column changes: all tables are then computed anew."""
@@ -70,7 +71,16 @@ def build_transitions(
 
     Raises:
         DataError: a session or profile file is missing or damaged; the table stays as it was.
+        StorageError: an ingest or another build is writing to the warehouse.
     """
+    with write_lock(warehouse.root):
+        warehouse.transitions.remove_uncommitted()
+        return _build(warehouse, days, backend, workers, chunk_days)
+
+
+def _build(
+    warehouse: Warehouse, days: Sequence[int] | None, backend: Backend, workers: int | None, chunk_days: int
+) -> BuildSummary:
     sessions, table = warehouse.sessions.entries(), warehouse.transitions
     built = table.entries()
     in_scope = sessions.keys() | built.keys() if days is None else set(days)

@@ -36,8 +36,13 @@ class FQEConfig:
         kind: "linear", least squares on action-interacted features, exact in each iteration; or "mlp".
         gamma: discount per step; 1 gives the plain total of a day.
         folds: user folds, Q of a row comes from other users; 1 fits and predicts on the same rows.
-        iterations: k of equation (1); None for the longest day (all that linear regression needs); the MLP
-            takes at least ten.
+        iterations: k of equation (1), exactly; None to stop at the longest day (all that linear regression
+            needs; the MLP takes at least ten), or before, where Q has settled, or at `max_iterations`.
+        tolerance: Q has settled when no action value of a training row changes by more than this part of the
+            mean absolute reward; checked where `iterations` is None.
+        max_iterations: bound where `iterations` is None: a day of a thousand entries, which no person makes,
+            would need as many. The note of the estimate says where it cut the fit short: rewards further
+            than this many entries ahead are then left out of Q.
         shared_penalty, action_penalty: ridge penalties of the linear model's two parts, in rows
             (`evaluation.ridge`).
         hidden, epochs_per_iteration, batch_size, learning_rate, weight_decay: of the MLP, AdamW on the
@@ -53,6 +58,8 @@ class FQEConfig:
     gamma: float = 1.0
     folds: int = 2
     iterations: int | None = None
+    tolerance: float = 1e-4
+    max_iterations: int = 100
     shared_penalty: float = 1.0
     action_penalty: float = 100.0
     hidden: tuple[int, ...] = (64, 64)
@@ -76,6 +83,7 @@ class FQEResult:
         first_rows: int64 [E], row of each episode's first decision.
         estimate: value per episode.
         bellman_rmse: root mean square of r + gamma v(x') - q(x, a).
+        capped: Q was still changing when `max_iterations` ended the fit; the estimate's note says so too.
     """
 
     q: np.ndarray
@@ -83,6 +91,7 @@ class FQEResult:
     first_rows: np.ndarray
     estimate: Estimate
     bellman_rmse: float
+    capped: bool = False
 
 
 class FittedQ(Estimator):
@@ -135,7 +144,7 @@ def fitted_q(
         config = replace(config, refits=20 if config.kind == "linear" and config.bootstrap else 0)
     x, pi = check_features(x, len(data)), data.check_policy(pi)
     following = data.grid.next_index()
-    q = _cross_fitted(x, data, pi, following, config)
+    q, capped = _cross_fitted(x, data, pi, following, config)
     v = (pi * q).sum(axis=1)
     error = data.reward + config.gamma * _next_value(v, following) - q[np.arange(len(data)), data.action]
     first = data.grid.first
@@ -143,9 +152,17 @@ def fitted_q(
         thresholds, level=config.level, bootstrap=config.bootstrap, seed=config.seed
     )
     estimate = estimator.estimate(data, pi, q)
+    if capped:
+        estimate = with_cap_note(estimate, config)
     if config.refits and estimate.value is not None:
         estimate = _with_refits(estimate, x, data, pi, following, config, config.refits)
-    return FQEResult(q, v, first, estimate, float(np.sqrt(np.mean(error**2))))
+    return FQEResult(q, v, first, estimate, float(np.sqrt(np.mean(error**2))), capped)
+
+
+def with_cap_note(estimate: Estimate, config: FQEConfig) -> Estimate:
+    """The estimate, its note telling of a fit that `max_iterations` cut short."""
+    cut = f"the fit was cut after {config.max_iterations} iterations, fewer than the longest day has entries"
+    return replace(estimate, note="; ".join(filter(None, [estimate.note, cut])))
 
 
 def _next_value(v: np.ndarray, following: np.ndarray) -> np.ndarray:
@@ -160,11 +177,14 @@ def _cross_fitted(
     following: np.ndarray,
     config: FQEConfig,
     weights: np.ndarray | None = None,
-) -> np.ndarray:
-    """Q [N, K] of every row, fitted on the users of the other folds; weights [N] count the rows."""
+) -> tuple[np.ndarray, bool]:
+    """Q [N, K] of every row, fitted on the users of the other folds, and whether a fit was cut short.
+
+    weights [N] count the rows.
+    """
     fit = _fit_linear if config.kind == "linear" else _fit_mlp
     folds = user_folds(np.asarray(data.cluster), config.folds, config.seed)
-    q = np.empty_like(pi)
+    q, capped = np.empty_like(pi), False
     for fold in range(config.folds):
         test = folds == fold
         train = ~test if config.folds > 1 else test
@@ -178,34 +198,75 @@ def _cross_fitted(
         position[rows] = np.arange(len(rows))
         local = np.where(following[rows] >= 0, position[following[rows]], -1)
         counts = None if weights is None else weights[rows]
-        q[test] = fit(x[rows], data.action[rows], data.reward[rows], pi[rows], local, counts, config)(x[test])
-    return q
+        values, stop = fit(x[rows], data.action[rows], data.reward[rows], pi[rows], local, counts, config)
+        q[test] = values(x[test])
+        capped |= stop.capped
+    return q, capped
 
 
-def _iterations(following: np.ndarray, config: FQEConfig, least: int) -> int:
-    """Length of the longest episode, or what the config says."""
-    if config.iterations is not None:
-        return config.iterations
-    longest, at = 1, following
-    while (at >= 0).any():
+class _Stop:
+    """Says when equation (1) has been iterated enough.
+
+    Args:
+        following: int64 [n], next row of the episode, -1 at its end.
+        scale: what `tolerance` is a part of, in the unit of Q.
+        least: iterations that are done in any case.
+    """
+
+    def __init__(self, following: np.ndarray, config: FQEConfig, scale: float, least: int) -> None:
+        self.fixed = config.iterations is not None
+        self.tolerance, self.least = config.tolerance * scale, least
+        self.limit, self.cut = config.iterations or 1, False
+        if not self.fixed:
+            longest = _longest(following, config.max_iterations + 1)
+            self.cut = longest > config.max_iterations
+            self.limit = max(min(longest, config.max_iterations), least)
+        self.settled, self._done, self._last = False, 0, None
+
+    def __call__(self, q: np.ndarray) -> bool:
+        """Whether Q [n, K] of the latest iteration is the last."""
+        self._done += 1
+        last, self._last = self._last, q
+        if not self.fixed and last is not None and self._done >= self.least:
+            self.settled = float(np.abs(q - last).max(initial=0.0)) <= self.tolerance
+        return self.settled or self._done >= self.limit
+
+    @property
+    def capped(self) -> bool:
+        return self.cut and not self.settled
+
+
+def _longest(following: np.ndarray, bound: int) -> int:
+    """Length of the longest episode; not counted further than `bound`."""
+    at, longest = following[following >= 0], 1
+    while len(at) and longest < bound:
         longest += 1
-        at = np.where(at >= 0, following[at], -1)
-    return max(longest, least)
+        at = following[at]
+        at = at[at >= 0]
+    return longest
 
 
 def _fit_linear(x, action, reward, pi, following, counts, config: FQEConfig):
-    """Equation (1) by least squares on action-interacted features; returns the function x -> Q [N, K]."""
+    """Equation (1) by least squares on action-interacted features.
+
+    Returns:
+        The function x -> Q [N, K], and how it was stopped.
+    """
     ridge = ActionRidge(x, action, pi.shape[1], counts)
     z, solve = ridge.design(x), ridge.solver(config.shared_penalty, config.action_penalty)
+    stop = _Stop(following, config, float(np.abs(reward).mean()) or 1.0, 1)
     coefficients = solve(reward)
-    for _ in range(_iterations(following, config, 1) - 1):
-        v = (pi * (z @ coefficients)).sum(axis=1)
-        coefficients = solve(reward + config.gamma * _next_value(v, following))
-    return lambda features: ridge.design(features) @ coefficients
+    while not stop(q := z @ coefficients):
+        coefficients = solve(reward + config.gamma * _next_value((pi * q).sum(axis=1), following))
+    return (lambda features: ridge.design(features) @ coefficients), stop
 
 
 def _fit_mlp(x, action, reward, pi, following, counts, config: FQEConfig):
-    """Equation (1) with a network: each iteration goes on from the last, against the last's frozen values."""
+    """Equation (1) with a network: each iteration goes on from the last, against the last's frozen values.
+
+    Returns:
+        The function x -> Q [N, K], and how it was stopped.
+    """
     standardise = Standardiser(x)
     scale = float(np.abs(reward).mean()) or 1.0
     net = build_mlp(x.shape[1], config.hidden, pi.shape[1], config.seed)
@@ -213,8 +274,8 @@ def _fit_mlp(x, action, reward, pi, following, counts, config: FQEConfig):
     inputs, chosen = torch.from_numpy(scaled), torch.from_numpy(action)[:, None]
     row_weight = torch.ones(len(x)) if counts is None else torch.from_numpy(counts.astype(np.float32))
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    v = np.zeros(len(x))
-    for iteration in range(_iterations(following, config, 10)):
+    v, stop = np.zeros(len(x)), _Stop(following, config, 1.0, 10)
+    for iteration in range(stop.limit):
         target = torch.from_numpy(
             (reward / scale + config.gamma * _next_value(v, following)).astype(np.float32)
         )
@@ -234,9 +295,12 @@ def _fit_mlp(x, action, reward, pi, following, counts, config: FQEConfig):
             seed=config.seed + iteration,
             optimiser=optimiser,
         )
-        v = (pi * predict(net, scaled)).sum(axis=1)
+        q = predict(net, scaled)
+        if stop(q):
+            break
+        v = (pi * q).sum(axis=1)
     frozen = deepcopy(net)
-    return lambda features: predict(frozen, standardise(features)) * scale
+    return (lambda features: predict(frozen, standardise(features)) * scale), stop
 
 
 def _with_refits(
@@ -257,7 +321,7 @@ def _with_refits(
         counts = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)[codes].astype(
             float
         )
-        q = _cross_fitted(x, data, pi, following, config, counts)
+        q, _ = _cross_fitted(x, data, pi, following, config, counts)
         values.append(np.average((pi[first] * q[first]).sum(axis=1), weights=counts[first]))
     error = float(np.std(values, ddof=1))
     half = t_quantile(estimate.level, refits - 1) * error

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from plpm_ray.evaluation.config import ModelsConfig
 from plpm_ray.evaluation.estimators import DR, SNIPS, Estimate, Estimator
-from plpm_ray.evaluation.fqe import FittedQ, FQEConfig, fitted_q
+from plpm_ray.evaluation.fqe import FittedQ, FQEConfig, fitted_q, with_cap_note
 from plpm_ray.evaluation.held_out import HeldOutLog
 from plpm_ray.evaluation.inference import Terms
 from plpm_ray.evaluation.metrics import realised_return
@@ -113,7 +113,11 @@ class PolicyValue:
     def _judge(self, pi: np.ndarray) -> tuple[Estimate, np.ndarray]:
         data, q_hat = self.log.data, self.log.q_hat
         if self.config.estimator == "fqe":
-            q_hat = fitted_q(self.log.x, data, pi, FQEConfig(bootstrap=0), self.config.thresholds()).q
+            settings = FQEConfig(bootstrap=0)
+            fitted = fitted_q(self.log.x, data, pi, settings, self.config.thresholds())
+            estimate = self._estimator.estimate(data, pi, fitted.q)
+            estimate = with_cap_note(estimate, settings) if fitted.capped else estimate
+            return estimate, self._estimator.per_sample(data, pi, fitted.q)
         return self._estimator.estimate(data, pi, q_hat), self._estimator.per_sample(data, pi, q_hat)
 
     def _logged_samples(self) -> np.ndarray:

@@ -8,11 +8,12 @@ import os
 import re
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plpm_ray.core.errors import DataError, PlpmError
+from plpm_ray.core.errors import ConfigError, DataError, PlpmError
 from plpm_ray.data.ray_exec import ensure_ray
 from plpm_ray.serving.config import ServeArgs, ServeConfig
 from plpm_ray.serving.deployment import build_application, read_args
@@ -65,6 +66,9 @@ def running(config: ServeConfig) -> Iterator[str]:
             "port": config.port,
             "request_timeout_s": config.request_timeout_s,
         }
+        shared = bool(ray_serve.status().proxies)
+        if not shared:
+            stack.callback(ray_serve.shutdown)
         ray_serve.start(
             http_options=options, logging_config={"log_level": "WARNING", "enable_access_log": False}
         )
@@ -74,7 +78,10 @@ def running(config: ServeConfig) -> Iterator[str]:
             raise PlpmError(_reason(ray_serve.status(), error)) from error
         # replicas end in good order, with their logs written; other applications of a shared cluster stay
         stack.callback(ray_serve.delete, APPLICATION)
-        yield f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
+        url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
+        if shared:
+            _check_address(url)
+        yield url
 
 
 def _with_store(config: ServeConfig, stack: contextlib.ExitStack) -> ServeArgs:
@@ -95,6 +102,22 @@ def _check(args: ServeArgs) -> None:
         path = getattr(args, name)
         if path is not None and not Path(path).exists():
             raise DataError(f"{name}: {path} does not exist", hint="give a warehouse folder, or Parquet")
+
+
+def _check_address(url: str) -> None:
+    """A Serve that ran before keeps its own host and port, whatever it is asked for.
+
+    Raises:
+        ConfigError: the service is not at the address of the config.
+    """
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10):
+            return
+    except OSError as error:
+        raise ConfigError(
+            f"Ray Serve runs on this cluster already, and not at {url} ({error})",
+            hint="set `host` and `port` to those it was started with, or end it with `serve shutdown`",
+        ) from None
 
 
 def _reason(status: Any, error: Exception) -> str:

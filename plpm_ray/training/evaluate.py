@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from plpm_ray.core.errors import DataError
 from plpm_ray.navigators.base import Learner
-from plpm_ray.training.comm import Comm
-from plpm_ray.training.table import TensorTable
+from plpm_ray.training.comm import Comm, shared
+from plpm_ray.training.table import TensorTable, no_rows
 
 EVAL_ROWS = 16_384
 
@@ -30,8 +29,5 @@ def evaluate(learner: Learner, valid: TensorTable, comm: Comm | None = None) -> 
     names = max(comm.gather(list(totals)), key=len)
     *sums, rows = comm.sum([*(totals.get(name, 0.0) for name in names), valid.rows])
     if not rows:
-        raise DataError(
-            "the validation days hold no session with a known successor",
-            hint="with horizon continuing users need two of them; set horizon to day, or valid_days to more (or 0)",
-        )
+        raise shared(no_rows("the validation days hold"))
     return {name: total / rows for name, total in zip(names, sums, strict=True)} | {"rows": int(rows)}

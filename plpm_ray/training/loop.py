@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from plpm_ray.core.config import nearest
-from plpm_ray.core.errors import ConfigError, DataError, PlpmError
+from plpm_ray.core.errors import ConfigError, PlpmError
 from plpm_ray.navigators.base import Learner
 from plpm_ray.training.comm import Comm, shared
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.device import make_optimiser, pick_device, random_state, set_random_state
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.graph import GraphedUpdate
-from plpm_ray.training.table import BatchSource, TensorTable, steps_per_epoch
+from plpm_ray.training.table import BatchSource, TensorTable, no_rows, steps_per_epoch
 
 _POSITION = ("epoch", "step", "steps", "total", "samples", "stopped")
 Record = dict[str, Any]
@@ -125,11 +125,8 @@ class Loop:
                 hint="set patience to null, or give the split validation days",
             )
         largest = comm.max(table.rows)
-        if not largest:
-            raise DataError(
-                "the training days hold no session with a known successor",
-                hint="with horizon continuing every user needs two sessions; set horizon to day, or train on more days",
-            )
+        if comm.max(int(not table.rows)):
+            raise shared(no_rows("a worker has" if largest else "the training days hold"))
         self.batch_size = min(max(1, round(config.batch_size / comm.world)), largest)
         self.steps = steps_per_epoch(largest, self.batch_size)
         self.optimiser = make_optimiser(learner, config)
@@ -141,9 +138,8 @@ class Loop:
         self.history: list[Record] = []
         self.best = _Best()
         self._terms: tuple[str, ...] = ()
-        self._last = torch.zeros(0)
         self._reads_losses = type(learner).after_losses is not Learner.after_losses
-        self._window, self._window_steps = torch.zeros(0), 0
+        self._window, self._window_steps, self._last = torch.zeros(0), 0, torch.zeros(0)
         self._sums: dict[str, float] = {}
         torch.manual_seed(config.seed * 1_009 + comm.rank)
 
@@ -251,8 +247,7 @@ class Loop:
         self._window_steps += 1
         with torch.no_grad():
             if self._reads_losses:
-                values = self.comm.mean(self._last).unbind()
-                self.learner.after_losses(dict(zip(self._terms, values, strict=True)))
+                self.learner.after_losses(dict(zip(self._terms, self.comm.mean(self._last), strict=True)))
             self.learner.after_step(self.total)
 
     def epoch_steps(self) -> Iterator[None]:

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from plpm_ray.core.errors import DataError
+
 
 class BatchSource(Protocol):
     """What the loop trains on."""
@@ -163,6 +165,14 @@ def assemble(tables: Iterable[TensorTable], stored: int) -> TensorTable:
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     """Steps that see every row once."""
     return -(-rows // batch_size)
+
+
+def no_rows(who: str) -> DataError:
+    """The error of a table from which nothing can be drawn; `who` ends in a verb."""
+    return DataError(
+        f"{who} no session with a known successor",
+        hint="with horizon continuing a user needs two sessions; set horizon to day, take more days, or fewer workers",
+    )
 
 
 def concatenate(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import pytest
 from plpm_ray.core.storage import read_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.quarantine import read_rows
-from tests.command_line import Ended, done, only, plpm, plpm_process, write_yaml
+from tests.command_line import Ended, done, free_port, only, plpm, plpm_process, write_yaml
 from tests.unit.data import own_logs
 
 LEARNER = {"name": "reference.bc", "hidden": [8]}
@@ -301,3 +301,22 @@ def test_too_few_days_are_said(tmp_path: Path, tables: Path) -> None:
     days = len(Warehouse.open(tables).transitions.days())
     message = told(plpm("train", train_config(tmp_path, tables, split={"valid_days": 3, "test_days": 3})))
     assert str(days) in message and "days" in message
+
+
+def test_a_port_that_a_running_serve_does_not_listen_on(
+    tmp_path: Path, tables: Path, ray_session: None
+) -> None:
+    """Ray Serve keeps the address it was started with; nothing would answer where the command says."""
+    from ray import serve
+
+    done("train", train_config(tmp_path, tables))
+    there, elsewhere = free_port(), free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": there})
+    try:
+        content = {"bundle": str(tmp_path / "runs" / "bc"), "port": elsewhere, "num_cpus": 0.5}
+        message = refused(plpm("serve", write_yaml(tmp_path / "serve.yaml", content)))
+        assert f"not at http://127.0.0.1:{elsewhere}" in message and "serve shutdown" in message
+        status = serve.status()
+        assert status.proxies and not status.applications
+    finally:
+        serve.shutdown()

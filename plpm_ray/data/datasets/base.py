@@ -106,6 +106,18 @@ class Adapter(ABC):
         """Rows of one profile item: user_id and the profile columns."""
         raise NotImplementedError(f"{self.name} has no profiles")
 
+    def assignment_inputs(self) -> list[Slice]:
+        """Work items of the assignments to the arms of a trial; none where the dataset has none."""
+        return []
+
+    def read_assignments(self, item: Slice) -> Raw:
+        """Rows of one such item: user_id, arm, start_day, end_day."""
+        raise NotImplementedError(f"{self.name} has no assignments")
+
+    def assignment_origin(self, item: Slice) -> Origin:
+        """File and column names of assignments, for messages."""
+        return Origin(item.path)
+
     def reading(self, info: DatasetInfo) -> Reading:
         """Units of the raw values."""
         return Reading(info)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -52,6 +52,15 @@ class ProfileConfig(StrictConfig):
     )
 
 
+class AssignmentsConfig(StrictConfig):
+    """Where the assignments of users to the arms of a trial lie."""
+
+    path: str = Field(description="Parquet file, folder or pattern, one row per user and period")
+    columns: dict[Literal["user_id", "arm", "start_day", "end_day"], str] = Field(
+        default={}, description="user_id, arm, start_day or end_day: your column's name, where they differ"
+    )
+
+
 class CanonicalConfig(StrictConfig):
     """Settings for your own logs."""
 
@@ -70,6 +79,9 @@ class CanonicalConfig(StrictConfig):
         default={}, description="further columns known at entry: numeric or categorical"
     )
     profile: ProfileConfig | None = Field(default=None, description="the users' profiles, if there are any")
+    assignments: AssignmentsConfig | None = Field(
+        default=None, description="arms of a randomised trial by user and period, if there was one"
+    )
     time_unit: TimeUnit = Field(default="ms", description="unit of times given as integers since 1970 (UTC)")
     duration_unit: DurationUnit = Field(default="s", description="unit of dwell, watch times and durations")
     utc_offset_min: int = Field(
@@ -164,6 +176,31 @@ class Canonical(Adapter):
         )
         return Raw(self._renamed_profile(own), original=own)
 
+    def assignment_inputs(self) -> list[Slice]:
+        if self.config.assignments is None:
+            return []
+        slices, schemas = parquet_slices(parquet_files(self.config.assignments.path))
+        for path, schema in schemas.items():
+            own, origin = self._assignment_columns, self.assignment_origin(Slice(path))
+            for name, column in own.items():
+                if column not in schema.names:
+                    raise origin.missing(name, schema.names)
+        return slices
+
+    def read_assignments(self, item: Slice) -> Raw:
+        own = read_parquet_slice(item, list(dict.fromkeys(self._assignment_columns.values())))
+        names = self._assignment_columns.items()
+        return Raw(pa.table({name: own[column] for name, column in names}), original=own)
+
+    def assignment_origin(self, item: Slice) -> Origin:
+        return Origin(item.path, self._assignment_columns)
+
+    @property
+    def _assignment_columns(self) -> dict[str, str]:
+        assert self.config.assignments is not None
+        given: dict[str, str] = {**self.config.assignments.columns}
+        return {n: given.get(n, n) for n in ("user_id", "arm", "start_day", "end_day")}
+
     def reading(self, info: DatasetInfo) -> Reading:
         return Reading(info, self.config.time_unit, self.config.duration_unit, self.config.utc_offset_min)
 
@@ -172,11 +209,12 @@ class Canonical(Adapter):
 
     @cached_property
     def _files(self) -> tuple[list[Slice], dict[str, pa.Schema]]:
-        """Slices and schemas of the logs; files of the profiles are left out where they lie in the same folder."""
+        """Slices and schemas of the logs; files of profiles and assignments are left out where they lie in the same folder."""
         files = parquet_files(self.config.path)
-        if self.config.profile is not None:
-            profiles = set(parquet_files(self.config.profile.path))
-            files = [file for file in files if file not in profiles]
+        for other in (self.config.profile, self.config.assignments):
+            if other is not None:
+                taken = set(parquet_files(other.path))
+                files = [file for file in files if file not in taken]
         slices, schemas = parquet_slices(files)
         if not slices:
             raise DataError(f"the Parquet files at {self.config.path!r} hold no rows", hint="check the path")

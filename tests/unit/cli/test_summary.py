@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from plpm_ray.cli.summary import Clock, finish, show
-from plpm_ray.core.errors import StorageError
+from plpm_ray.cli.summary import Clock, finish, refuse_foreign, show
+from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.core.storage import read_json
 
 
@@ -66,3 +66,12 @@ def test_a_summary_that_cannot_be_written_is_not_called_done(tmp_path, capsys) -
 def test_the_clock_counts_seconds() -> None:
     clock = Clock()
     assert 0 <= clock.seconds < 5
+
+
+def test_a_summary_of_another_command_is_not_replaced(tmp_path: Path) -> None:
+    refuse_foreign("decide", tmp_path)
+    finish("decide", tmp_path, {}, {})
+    refuse_foreign("decide", tmp_path)
+    finish("evaluate", tmp_path, {}, {})
+    with pytest.raises(ConfigError, match="another command"):
+        refuse_foreign("decide", tmp_path)

@@ -31,7 +31,33 @@ def test_replacing_a_day_leaves_the_others(tmp_path):
     assert table.days() == [10, 11]
     assert table.fingerprint([10]) == before and table.files(0, [10]) == files
     assert table.read(1)["v"].to_pylist() == [1, 1, 2, 2]
+
+
+def test_what_a_commit_replaces_stays_readable_until_the_next(tmp_path):
+    table = DayTable(tmp_path)
+    fill(table, [10, 11], 1)
+    held = table.files(0)
+    fill(table, [11], 2)
+    assert all(path.exists() for _, path in held)
+    assert len(list(tmp_path.glob("day=*/gen=*"))) == 3
+    table.remove_uncommitted()
+    assert all(path.exists() for _, path in held)
+    table.commit(table.new_generation(), {}, drop=[10])
+    assert [path.exists() for _, path in held] == [True, False]
+    fill(table, [11], 3)
+    assert [p.name for p in sorted(tmp_path.glob("day=*"))] == ["day=1970-01-12"]
     assert len(list(tmp_path.glob("day=*/gen=*"))) == 2
+
+
+def test_what_killed_writers_left_goes(tmp_path):
+    table = DayTable(tmp_path)
+    fill(table, [1], 1)
+    for day in (1, 2):
+        table.write(day, "dead", 0, pa.table({"v": [9]}))
+    table.remove_uncommitted()
+    assert table.read(0)["v"].to_pylist() == [1]
+    assert not (tmp_path / "day=1970-01-03").exists()
+    assert len(list(tmp_path.glob("day=*/gen=*"))) == 1
 
 
 def test_an_uncommitted_generation_is_not_seen(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from plpm_ray.cli import commands
 from plpm_ray.core.errors import ConfigError, DataError, StorageError
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.storage import read_json
@@ -236,6 +238,18 @@ def test_a_day_that_lost_its_sessions_disappears(tmp_path):
         ingest(config(logs, output, days=["2025-01-01", "2025-01-02"]))
 
 
+def test_a_day_that_lost_part_of_its_sessions_is_named(tmp_path):
+    table, output = sessions(120, days=3), tmp_path / "w"
+    logs = write(tmp_path / "logs", table)
+    assert ingest(config(logs, output))["shrunk_days"] == {}
+    days = np.array([str(t.as_py().date()) for t in table["entry_time"]])
+    (of_the_day,) = np.nonzero(days == "2024-05-02")
+    write(logs, table.take(pa.array(of_the_day[:5])))
+    summary = ingest(config(logs, output))
+    assert summary["shrunk_days"] == {"2024-05-02": [len(of_the_day), 5]}
+    assert read_json(Path(summary["quarantine"]) / "summary.json")["shrunk_days"] == summary["shrunk_days"]
+
+
 def events(n: int = 400, seed: int = 0) -> pa.Table:
     """Page events of three days, dense around midnight."""
     rng = np.random.default_rng(seed)
@@ -346,6 +360,39 @@ def test_profiles_are_bucketed_checked_and_merged(tmp_path):
     assert sorted(pa.concat_tables(tables)["age"].to_pylist()) == [10, 21, 30, 90]
 
 
+def test_assignments_are_checked_and_replaced_as_a_whole(tmp_path):
+    def day(d):
+        return None if d is None else dt.date(2024, 5, d)
+
+    rows = [(1, "a", 1, 3), (2, None, 1, 9), (1, "b", 3, 5), (1, "b", 4, 6), (None, "a", 1, 2)]
+    rows += [(3, "a", 5, 4), (4, "a", None, 4)]
+    uid, arm, start, end = zip(*rows, strict=True)
+    table = pa.table({"uid": pa.array(uid, pa.int32()), "arm": pa.array(arm)})
+    table = table.append_column("start_day", pa.array(list(map(day, start))))
+    table = table.append_column("end_day", pa.array(list(map(day, end))))
+    write(tmp_path / "logs", sessions(50))
+    trial = {"path": str(write(tmp_path / "logs" / "trial", table)), "columns": {"user_id": "uid"}}
+    run = config(tmp_path / "logs", tmp_path / "w", dataset={"assignments": trial}, max_bad_share=0.6)
+    summary = ingest(run)
+    reasons = {"null_user": 1, "start_after_end": 1, "null_day": 1, "overlapping_assignment": 1}
+    assert summary["assignments"] == {"rows_in": 7, "quarantined_rows": 4, "quarantined": reasons}
+    assert summary["sessions"] == 50
+    warehouse = Warehouse.open(tmp_path / "w")
+    kept = pq.read_table(warehouse.assignments_file)
+    assert kept.schema.equals(warehouse.info.assignments_schema)
+    assert kept["user_id"].to_pylist() == [1, 1, 2] and kept["arm"].to_pylist() == ["a", "b", None]
+    bad = {r["reason"]: r["source_row"] for r in read_rows(tmp_path / "w").to_pylist()}
+    assert bad == {"overlapping_assignment": 2, "null_user": 4, "start_after_end": 5, "null_day": 6}
+    with pytest.raises(DataError, match="assignment rows"):
+        ingest(config(tmp_path / "logs", tmp_path / "w", dataset={"assignments": trial}))
+    write(tmp_path / "logs" / "trial", table.slice(1, 1))
+    ingest(run)
+    assert pq.read_table(warehouse.assignments_file)["user_id"].to_pylist() == [2]
+    write(tmp_path / "logs" / "trial", table.drop_columns(["arm"]))
+    with pytest.raises(DataError, match="has no column 'arm'"):
+        ingest(run)
+
+
 def test_another_dataset_is_refused_before_any_work(tmp_path):
     logs = write(tmp_path / "logs", sessions(50))
     ingest(config(logs, tmp_path / "w"))
@@ -434,3 +481,15 @@ def test_configs_are_strict(tmp_path):
         config(logs, tmp_path / "w", days=["2024-05-03", "2024-05-02"])
     with pytest.raises(DataError, match="no Parquet files at"):
         ingest(config(tmp_path / "nothing", tmp_path / "w"))
+
+
+def test_the_command_names_days_that_shrank(tmp_path, capsys):
+    table, logs = sessions(60, days=1), tmp_path / "logs"
+    run = config(write(logs, table), tmp_path / "w")
+    path = tmp_path / "data.json"  # JSON is YAML
+    path.write_text(run.model_dump_json(), encoding="utf-8")
+    commands.data(path, [])
+    assert "shrunk" not in capsys.readouterr().out
+    write(logs, table.slice(0, 20))
+    commands.data(path, [])
+    assert "shrunk days            2024-05-01 60 -> 20\n" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from plpm_ray.core.errors import DataError
+from plpm_ray.core.errors import DataError, StorageError
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.pages import PageCatalogue
@@ -18,6 +18,7 @@ from plpm_ray.data import tables
 from plpm_ray.data.contract import DAY_MS, DatasetInfo, Warehouse
 from plpm_ray.data.features.batch import batch_features
 from plpm_ray.data.features.sessions import EntryArrays, SessionArrays, user_codes
+from plpm_ray.data.staging import write_lock
 from plpm_ray.data.tables import build_transitions, next_rows, read_transitions
 from tests.unit.data.feature_logs import START, random_log, schema_of
 
@@ -239,6 +240,18 @@ def test_a_failed_build_leaves_the_table_as_it_was(tmp_path: Path) -> None:
     assert digest(warehouse) == before
     gens = {entry.gen for entry in warehouse.transitions.entries().values()}
     assert {p.name.removeprefix("gen=") for p in (tmp_path / "transitions").glob("day=*/gen=*")} == gens
+
+
+def test_builds_keep_off_each_other_and_clean_up_after_a_killed_one(tmp_path: Path) -> None:
+    warehouse = warehouse_of(tmp_path, constant_log(days=3))
+    with write_lock(tmp_path), pytest.raises(StorageError, match="another ingest or build"):
+        build_transitions(warehouse)
+    build_transitions(warehouse)
+    before, day = digest(warehouse), warehouse.transitions.days()[0]
+    warehouse.transitions.write(day, "dead", 0, pa.table({"v": [1]}))
+    build_transitions(warehouse)
+    assert digest(warehouse) == before
+    assert not list((tmp_path / "transitions").glob("day=*/gen=dead"))
 
 
 def test_next_rows() -> None:

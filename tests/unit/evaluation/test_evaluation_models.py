@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from plpm_ray.core.errors import DataError
+from plpm_ray.evaluation import fqe
 from plpm_ray.evaluation.fitting import user_folds
 from plpm_ray.evaluation.fqe import FQEConfig, fitted_q
 from plpm_ray.evaluation.logged import LoggedData
@@ -158,6 +161,50 @@ def test_mlp_fqe_comes_close_on_a_chain():
     assert result.estimate.value == pytest.approx(0.75 * 4 + 0.25, abs=0.15)
     again = fitted_q(x, data, pi, config)
     assert (again.q == result.q).all()
+
+
+def long_day(entries: int, n_days: int = 100):
+    """One action, 1 a decision, one indicator a step; days of two entries, and one of many."""
+    lengths = np.array([2] * n_days + [entries])
+    day = np.repeat(np.arange(n_days + 1), lengths)
+    step = np.concatenate([np.arange(n) for n in lengths])
+    pi = np.ones((len(day), 1))
+    data = LoggedData(np.zeros(len(day), int), np.ones(len(day)), day, behaviour=pi, episode=day, step=step)
+    return np.eye(entries, dtype=np.float32)[step], data, pi
+
+
+def test_fqe_stops_at_its_bound_on_a_day_of_very_many_entries():
+    exact = {"folds": 1, "shared_penalty": 1e-6, "action_penalty": 1e-6, "bootstrap": 0}
+    x, data, pi = long_day(40)
+    whole = fitted_q(x, data, pi, FQEConfig(**exact))
+    cut = fitted_q(x, data, pi, FQEConfig(max_iterations=10, **exact))
+    assert cut.capped and "cut after 10 iterations" in cut.estimate.note
+    assert "not the error" in cut.estimate.note
+    assert not whole.capped and "cut" not in whole.estimate.note
+    # the last ten entries of the long day are exact all the same
+    assert cut.q[-10:, 0] == pytest.approx(np.arange(10, 0, -1), abs=1e-3)
+    assert whole.q[-30:, 0] == pytest.approx(np.arange(30, 0, -1), abs=1e-3)
+
+
+def test_fqe_stops_where_q_has_settled(monkeypatch):
+    solves = []
+    genuine = fqe.ActionRidge.solver
+
+    def counted(self, *penalties):
+        solve = genuine(self, *penalties)
+        return lambda y: solves.append(1) or solve(y)
+
+    monkeypatch.setattr(fqe.ActionRidge, "solver", counted)
+    _, data, pi = long_day(1000, 2000)
+    x = np.zeros((len(data), 1), dtype=np.float32)  # one value for all states: it settles geometrically
+    config = FQEConfig(gamma=0.5, folds=1, bootstrap=0)
+    result = fitted_q(x, data, pi, config)
+    assert not result.capped and 5 < len(solves) < 30
+    going_on = (2000 + 999) / len(data)
+    assert result.q[0, 0] == pytest.approx(1 / (1 - 0.5 * going_on), rel=2e-2)
+    solves.clear()
+    fitted_q(x, data, pi, replace(config, iterations=40))
+    assert len(solves) == 40
 
 
 def test_fqe_refuses_what_the_log_does_not_take():

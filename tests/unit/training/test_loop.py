@@ -181,6 +181,13 @@ def test_no_rows_say_so(world):
     none = TensorTable(dict(world.table.columns), world.table.next_row, torch.empty(0, dtype=torch.int64))
     with pytest.raises(DataError, match="training days"):
         fit_learner(world.learner(), none, None, settings())
+
+    class OfTwo(Comm):
+        def max(self, value):
+            return max(value, 5)
+
+    with pytest.raises(DataError, match="a worker"):
+        fit_learner(world.learner(), none, None, settings(), comm=OfTwo())
     with pytest.raises(DataError, match="validation days"):
         fit_learner(world.learner(), world.table, none, settings(epochs=1))
 
