@@ -30,7 +30,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from plpm_ray.core.features import FeatureSchema, SpecFitter
+from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.features import FeatureSchema
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import lookup
 from plpm_ray.core.stats import TableStats

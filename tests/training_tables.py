@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures, SpecFitter
+from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats

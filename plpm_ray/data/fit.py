@@ -10,7 +10,8 @@ import numpy as np
 
 from plpm_ray.core.config import config_hash
 from plpm_ray.core.errors import DataError
-from plpm_ray.core.features import FeatureSpec, RawFeatures, SpecFitter
+from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.features import FeatureSpec, RawFeatures
 from plpm_ray.core.stats import TableStats
 from plpm_ray.core.storage import read_json, write_json
 from plpm_ray.data.contract import Warehouse

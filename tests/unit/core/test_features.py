@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from plpm_ray.core.errors import BundleError, DataError
-from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures, SpecFitter
+from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.stats import TableStats
 
 SCHEMA = FeatureSchema(("a", "b"), {"live": "numeric", "device": "categorical"}, {"age": "categorical"})

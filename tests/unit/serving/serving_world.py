@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures, SpecFitter
+from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import lookup
 from plpm_ray.core.stats import TableStats
