@@ -14,7 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plpm_ray.core.errors import DataError, StorageError
+from plpm_ray.core.errors import DataError, PlpmError, StorageError
 
 
 @contextlib.contextmanager
@@ -35,6 +35,34 @@ def storage_errors(action: str) -> Iterator[None]:
         }
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StorageError(f"{action} failed: {reason}", hint=hints.get(error.errno or 0)) from error
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, busy: PlpmError) -> Iterator[None]:
+    """Holds a lock file while the block runs; its folder must exist.
+
+    It is advisory, and the operating system lets it go when the process ends, however it ends. Systems and file
+    systems without such locks go on without one.
+
+    Raises:
+        PlpmError: `busy`, where another process (or another call in this one) holds it.
+        StorageError: the file cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with storage_errors(f"writing {path}"):
+        path.touch()
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from plpm_ray.core.errors import StorageError
-from plpm_ray.core.storage import storage_errors
+from plpm_ray.core.storage import exclusive_lock, storage_errors
 from plpm_ray.data.day_table import DayTable
 
 _ROW_BITS = 40
@@ -58,27 +58,9 @@ def staging(root: Path, sessions: DayTable) -> Iterator[tuple[Path, str]]:
 def write_lock(root: Path) -> Iterator[None]:
     """Keeps other ingests and builds off a warehouse; readers need no lock.
 
-    It is advisory, and the operating system lets it go when the process ends, however it ends. Systems and file
-    systems without such locks go on without one.
-
     Raises:
         StorageError: another process (or another call in this one) holds it, or the folder cannot be written.
     """
-    path = root / ".write.lock"
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with storage_errors(f"writing {path}"):
-        path.touch()
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(
-                f"another ingest or build is writing to {root}", hint="wait until it has ended"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+    busy = StorageError(f"another ingest or build is writing to {root}", hint="wait until it has ended")
+    with exclusive_lock(root / ".write.lock", busy):
         yield

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.stats import TableStats
-from plpm_ray.core.storage import read_json, storage_errors, write_json
+from plpm_ray.core.storage import exclusive_lock, read_json, storage_errors, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.navigators.base import LearnerConfig
@@ -293,14 +292,10 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
     """Keeps a second process of this machine out of a run folder; the lock ends with the process, however that ends."""
     with storage_errors(f"writing {run_dir}"):
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / ".lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{run_dir} is being trained by another process", hint="wait for it, or give another name"
-            ) from None
+    busy = ConfigError(
+        f"{run_dir} is being trained by another process", hint="wait for it, or give another name"
+    )
+    with exclusive_lock(run_dir / ".lock", busy):
         yield
 
 

@@ -7,7 +7,6 @@ trial that started and did not end is run again with the same parameters, under 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plpm_ray.core.errors import StorageError
-from plpm_ray.core.storage import storage_errors
+from plpm_ray.core.storage import exclusive_lock, storage_errors
 
 Status = Literal["finished", "stopped", "refused", "failed", "lost"]
 
@@ -215,14 +214,10 @@ def open_ledger(run_dir: str | Path) -> Iterator[Ledger]:
     run_dir = Path(run_dir)
     with storage_errors(f"writing {run_dir}"):
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(
-                f"{run_dir} is in use by another process", hint="wait for it, or give this sweep another name"
-            ) from None
+    busy = StorageError(
+        f"{run_dir} is in use by another process", hint="wait for it, or give this sweep another name"
+    )
+    with exclusive_lock(run_dir / ".lock", busy):
         yield Ledger(run_dir / "trials.jsonl")
 
 
