@@ -1,0 +1,162 @@
+"""The arms of an experiment: what can choose landing pages in the world, as a config and as a chooser."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from plpm_ray.core.config import ConfigSource, Named, StrictConfig, validate
+from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.core.stats import TableStats
+from plpm_ray.navigators.base import Navigator
+from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
+from plpm_ray.policies.base import PolicyConfig
+from plpm_ray.simulation.choosers import FarSightedOracle, FixedPage, LoggingPolicy, MyopicOracle, RandomPage
+from plpm_ray.simulation.config import WorldConfig
+from plpm_ray.simulation.navigated import NavigatorChooser
+from plpm_ray.simulation.online import world_schema
+from plpm_ray.simulation.simulation import Chooser, Sessions, Simulation, run_days
+from plpm_ray.simulation.world import World
+
+Builtin = Literal["logging", "random", "myopic_oracle", "far_sighted_oracle"]
+_STATS_USERS, _STATS_DAYS, _STATS_FIRST_USER = 2000, 7, 1 << 40
+
+
+class ArmConfig(StrictConfig):
+    """One arm: exactly one of `bundle`, `navigator`, `builtin` and `page`."""
+
+    label: str | None = Field(
+        default=None, min_length=1, description="name in tables; default: that of what chooses"
+    )
+    bundle: str | None = Field(
+        default=None,
+        description="bundle folder, run folder, or `runs/<name>` for the newest run of that name",
+    )
+    navigator: Named | None = Field(
+        default=None, description="registered navigator without training, and its options"
+    )
+    builtin: Builtin | None = Field(
+        default=None,
+        description="logging: the policy that makes the world's logs; random: any page; the oracles know the hidden truth",
+    )
+    page: str | None = Field(default=None, description="always this page")
+    policy: PolicyConfig = Field(
+        default=PolicyConfig(),
+        description="how pages are drawn from the scores of a bundle, navigator or oracle",
+    )
+    share: float = Field(default=1.0, gt=0, description="weight of the arm when users are split")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _navigator_by_name(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("navigator"), str):
+            data = {**data, "navigator": {"name": data["navigator"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _one_of_all(self) -> ArmConfig:
+        given = [
+            name for name in ("bundle", "navigator", "builtin", "page") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of bundle, navigator, builtin and page, not {given or 'none'}"
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        """The label, or the name of what chooses."""
+        if self.label is not None:
+            return self.label
+        return str(
+            self.bundle or (self.navigator and self.navigator.name) or self.builtin or f"always {self.page}"
+        )
+
+
+def check_arm(
+    config: WorldConfig,
+    arm: ArmConfig,
+    plugins: tuple[str, ...],
+    source: ConfigSource,
+    section: tuple[str | int, ...],
+) -> str:
+    """Loads what an arm names, so that mistakes show before anything is simulated.
+
+    Returns:
+        The version of what chooses.
+
+    Raises:
+        ConfigError, BundleError: unknown name or page, bad option, or a bundle that was made for other pages or columns.
+    """
+    world = World(config)
+    if arm.page is not None:
+        world.pages.index(arm.page)
+        return f"page-{arm.page}"
+    if arm.builtin is not None:
+        return arm.builtin
+    if arm.navigator is not None:
+        load_plugins(plugins)
+        cls = lookup("navigator", arm.navigator.name)
+        validate(cls.Config, source, (*section, "navigator"), arm.navigator.options)
+        return arm.navigator.name
+    bundle = load_bundle(find_bundle(str(arm.bundle)), plugins)
+    if bundle.spec.schema != world_schema(world):
+        raise ConfigError(
+            f"{source.where(section)}: bundle {arm.bundle} was made for the pages {list(bundle.pages.names)} and columns "
+            f"{[*bundle.spec.schema.context, *bundle.spec.schema.profile]}, not for the world {config.name!r}",
+            hint="train it on logs of this world: dataset: {name: world, world: ...}",
+        )
+    return bundle.version
+
+
+def make_chooser(world: World, arm: ArmConfig, plugins: tuple[str, ...] = ()) -> Chooser:
+    """What chooses the pages of an arm; it keeps the state of the users of one simulation."""
+    if arm.page is not None:
+        return FixedPage(world, world.pages.index(arm.page))
+    if arm.builtin is not None:
+        made = {"logging": LoggingPolicy, "random": RandomPage}.get(arm.builtin)
+        if made is not None:
+            return made()
+        oracle = FarSightedOracle if arm.builtin == "far_sighted_oracle" else MyopicOracle
+        return oracle(arm.policy)
+    return NavigatorChooser(world, _navigator(world, arm, plugins), arm.policy)
+
+
+def _navigator(world: World, arm: ArmConfig, plugins: tuple[str, ...]) -> Navigator:
+    load_plugins(plugins)
+    if arm.navigator is not None:
+        cls = lookup("navigator", arm.navigator.name)
+        options = validate(cls.Config, ConfigSource({}, "arm", {}, {}), (), arm.navigator.options)
+        return cls(options, world.pages, world_stats(world.config))
+    return _bundle(str(find_bundle(str(arm.bundle))), plugins).navigator()
+
+
+@lru_cache(maxsize=16)
+def _bundle(path: str, plugins: tuple[str, ...]) -> Bundle:
+    return load_bundle(path, plugins)
+
+
+def world_stats(config: WorldConfig) -> TableStats:
+    """Totals of a week of the world's own logs, for navigators that need them (popularity); other users than any run's."""
+    return _world_stats(config.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _world_stats(config: str) -> TableStats:
+    world = World(WorldConfig.model_validate_json(config))
+    simulation = Simulation(world, np.arange(_STATS_USERS) + _STATS_FIRST_USER)
+    seen: list[Sessions] = []
+    run_days(simulation, _STATS_DAYS, LoggingPolicy(), seen.append)
+    joined = {
+        "landing": [s.landing for s in seen],
+        "use_s": [s.use_ms / 1000 for s in seen],
+        "landing_dwell_s": [s.landing_ms / 1000 for s in seen],
+        "hour": [s.entries.hour for s in seen],
+        "step": [s.entries.step for s in seen],
+    }
+    return TableStats.of(len(world), **{name: np.concatenate(parts) for name, parts in joined.items()})

@@ -1,0 +1,94 @@
+"""Navigators in the world: bundles and heuristics choose pages through the feature code and the policy of serving."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.features import RawFeatures
+from plpm_ray.navigators.base import Navigator
+from plpm_ray.policies.base import Choice, Policy, PolicyConfig
+from plpm_ray.simulation.online import OnlineFeatures, outcome, world_schema
+from plpm_ray.simulation.simulation import Entries, Sessions, Simulation
+from plpm_ray.simulation.world import World
+
+_ROWS = 4096  # decisions at once, as in serving
+
+
+class NavigatorChooser:
+    """One navigator and one policy over the online states of a simulation's users.
+
+    Args:
+        world: the world.
+        navigator: its pages must be the world's.
+        policy: how pages are drawn; greedy by default.
+
+    Attributes:
+        decisions, cpu_s: how many were made, and the CPU seconds of features, scores and draws.
+    """
+
+    def __init__(self, world: World, navigator: Navigator, policy: PolicyConfig | None = None) -> None:
+        if tuple(navigator.pages.names) != tuple(world.pages.names):
+            raise ConfigError(
+                f"{navigator.name} was made for the pages {list(navigator.pages.names)}, "
+                f"the world {world.config.name!r} has {list(world.pages.names)}",
+                hint="train it on logs of this world, or name the world it was trained in",
+            )
+        self.world, self.navigator, self.policy = world, navigator, Policy(policy)
+        self.name = navigator.name
+        self.decisions, self.cpu_s = 0, 0.0
+        self._online: OnlineFeatures | None = None
+        self._nav = np.zeros((0, 0), dtype=np.float32)
+        self._nav_day = np.zeros(0, dtype=np.int64)
+        self._inputs: RawFeatures | None = None
+
+    def _begin(self, simulation: Simulation) -> OnlineFeatures:
+        if self._online is None:
+            self._online = OnlineFeatures(self.world, simulation.users.profile())
+            size = self.navigator.state_size
+            self._nav = np.zeros((len(simulation), size), dtype=np.float32)
+            self._nav_day = np.full(len(simulation), -1, dtype=np.int64)
+        return self._online
+
+    def choose(self, simulation: Simulation, entries: Entries) -> Choice:
+        begun = time.process_time()
+        online = self._begin(simulation)
+        parts = [
+            self._choose(online, entries.take(np.arange(at, min(at + _ROWS, len(entries)))))
+            for at in range(0, len(entries), _ROWS)
+        ]
+        self.cpu_s += time.process_time() - begun
+        self.decisions += len(entries)
+        return Choice(
+            *(np.concatenate([getattr(p, f) for p in parts]) for f in ("page", "propensity", "probabilities"))
+        )
+
+    def _choose(self, online: OnlineFeatures, entries: Entries) -> Choice:
+        features = online.features(entries)
+        scores = self.navigator.scores(features, self._day_state(entries))
+        return self.policy.draw(scores, entries.user_hash, entries.entry_ms)
+
+    def _day_state(self, entries: Entries) -> np.ndarray | None:
+        """(B, state_size) the navigator's numbers of this local day, zeros on a new one."""
+        if not self.navigator.state_size:
+            return None
+        new = self._nav_day[entries.rows] != entries.day
+        self._nav[entries.rows[new]] = 0.0
+        self._nav_day[entries.rows[new]] = entries.day[new]
+        return self._nav[entries.rows]
+
+    def observe(self, simulation: Simulation, sessions: Sessions) -> None:
+        online = self._begin(simulation)
+        if self.navigator.state_size:
+            entries = sessions.entries
+            held = self._day_state(entries)
+            assert held is not None
+            self._nav[entries.rows] = self.navigator.observe(
+                held, online.features(entries), outcome(self.world, sessions)
+            )
+        online.observe(sessions)
+
+
+__all__ = ["NavigatorChooser", "world_schema"]
