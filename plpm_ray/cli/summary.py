@@ -55,6 +55,24 @@ def refuse_foreign(command: str, run_dir: str | Path) -> None:
         )
 
 
+def newest_run(path: str | Path) -> Path:
+    """A run folder as it is, or the newest of the run `runs/<name>`, whose folders end with a hash.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(path)
+    if (path / "summary.json").is_file():
+        return path
+    runs = [folder.parent for folder in path.parent.glob(f"{path.name}-*/summary.json")]
+    if not runs:
+        raise ConfigError(
+            f"{path} holds no finished run",
+            hint="give a run folder, or `runs/<name>` for the newest run of that name",
+        )
+    return max(runs, key=lambda folder: (folder / "summary.json").stat().st_mtime)
+
+
 def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in summary.items() if isinstance(v, str | int | float | bool) or v is None}
 
