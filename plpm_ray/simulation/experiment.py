@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+import plpm_ray
 from plpm_ray.core.config import ConfigSource, StrictConfig, config_hash
 from plpm_ray.core.hashing import splitmix64
-from plpm_ray.core.storage import read_parquet, write_json, write_parquet
+from plpm_ray.core.storage import read_json, read_parquet, write_json, write_parquet
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.evaluation.experiment import analyse
 from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser
@@ -113,14 +114,16 @@ def run_experiment(config: ExperimentConfig, source: ConfigSource | None = None)
     versions = [
         check_arm(world, arm, config.plugins, source, ("arms", i)) for i, arm in enumerate(config.arms)
     ]
-    identity = config.model_dump(mode="json", exclude={"run_root", "backend", "workers", "plugins"})
-    run_dir = (
-        Path(config.run_root)
-        / f"{config.name}-{config_hash([identity, world.model_dump(mode='json'), versions])}"
-    )
-    write_json(
-        run_dir / "config.json", {**identity, "world": world.model_dump(mode="json"), "versions": versions}
-    )
+    identity = {
+        **config.model_dump(mode="json", exclude={"run_root", "backend", "workers", "plugins"}),
+        "world": world.model_dump(mode="json"),
+        "versions": versions,
+        "software": plpm_ray.__version__,
+    }
+    run_dir = Path(config.run_root) / f"{config.name}-{config_hash(identity)}"
+    if (run_dir / "ab.json").exists():
+        return {**read_json(run_dir / "ab.json"), "run": str(run_dir)}
+    write_json(run_dir / "config.json", identity)
     parts = _parts(config, world, run_dir / "parts")
     counts = run_tasks(
         _simulate, parts, backend=config.backend, workers=config.workers, progress="simulating users"
