@@ -9,6 +9,7 @@ from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.ingest import IngestConfig, ingest
 from plpm_ray.data.tables import build_transitions
 from plpm_ray.tuning.config import SweepConfig
+from tests.world_logs import world_logs
 
 TOY = '''
 """A learner that learns nothing: `tilt` moves everybody to the first page, `sleep_s` makes an epoch long."""
@@ -60,10 +61,9 @@ class Toy(Learner):
 '''
 
 
-def build_tables(folder: Path, users: int = 300, days: int = 7) -> Path:
-    """A warehouse of made-up sessions with its transition table."""
-    dataset = {"name": "synthetic_demo", "users": users, "days": days}
-    raw = {"dataset": dataset, "output": str(folder), "n_buckets": 2, "backend": "local"}
+def build_tables(folder: Path, users: int = 250, days: int = 7) -> Path:
+    """A warehouse of simulated sessions with its transition table."""
+    raw = {"dataset": world_logs(users, days), "output": str(folder), "n_buckets": 2, "backend": "local"}
     ingest(IngestConfig.model_validate(raw))
     build_transitions(Warehouse.open(folder))
     return folder

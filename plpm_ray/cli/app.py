@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plpm_ray.cli import simulate
 from plpm_ray.core.errors import PlpmError
 
 app = typer.Typer(
@@ -21,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(simulate.app, name="simulate")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file")]
 Sets = Annotated[
@@ -107,6 +110,22 @@ def serve(config: ConfigPath, sets: Sets = None) -> None:
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="run folders, or `runs/<name>` for the newest run of that name"
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="the file; default: report.html in the first run folder")
+    ] = None,
+) -> None:
+    """Writes one self-contained HTML file about experiments, checks of the world, and evaluations."""
+    _command("report")(runs, output)
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None, sets: Sets = None
 ) -> None:
@@ -118,7 +137,7 @@ def doctor(
 def quickstart(
     folder: Annotated[Path, typer.Option(help="where tables and runs go")] = Path("runs/quickstart"),
 ) -> None:
-    """Everything once on a small made-up log: tables, training, evaluation, one served decision."""
+    """Everything once on a small simulated app: tables, training, evaluation, an A/B experiment, a served decision, a report."""
     # nets this small lose more to waiting threads than they win, above all where other programs run
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _command("quickstart")(folder)

@@ -140,6 +140,7 @@ def evaluate(config: Path, sets: Sets) -> Any:
     print()
     summary = {
         "part": settings.part,
+        "pages": list(warehouse.info.pages.names),
         "split": split.to_dict(),
         "diagnostics": dict(outcome.diagnostics),
         "results": outcome.records(),
@@ -155,7 +156,7 @@ def evaluate(config: Path, sets: Sets) -> Any:
         {**summary, "config": settings.model_dump(mode="json"), "seconds": clock.seconds},
         shown,
     )
-    return outcome
+    return run_dir
 
 
 def _plain(value: Any) -> Any:
@@ -202,6 +203,18 @@ def _refuse_seen_days(entry: Any, bundle: Any, held_out: list[int]) -> None:
             f"bundle {entry.bundle} was trained on {min(seen)}, a day it is to be judged on",
             hint="use the same `split` for training and evaluation",
         )
+
+
+def report(runs: list[Path], output: Path | None) -> Path:
+    """`plpm report`: one HTML file about runs."""
+    from plpm_ray.cli.summary import newest_run
+    from plpm_ray.evaluation.report import write
+
+    folders = [newest_run(run) for run in runs]
+    path = write(folders, output or folders[0] / "report.html")
+    print("report done")
+    _print({"report": path, "runs": len(folders), "bytes": path.stat().st_size})
+    return path
 
 
 def decide(config: Path, sets: Sets) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -157,10 +158,26 @@ def _config(path: Path, overrides: list[str]) -> Iterator[Finding]:
     yield from _places(source.data)
 
 
+_SIMULATION = {
+    "simulate aa": ("aa", "AAConfig"),
+    "simulate ab": ("experiment", "ExperimentConfig"),
+    "simulate coverage": ("coverage", "CoverageConfig"),
+    "simulate logs": ("logs_run", "LogsConfig"),
+    "simulate rllib": ("rllib_config", "RLlibConfig"),
+    "simulate uplift": ("uplift_run", "UpliftRunConfig"),
+}
+
+
 def command_of(data: Mapping[str, Any]) -> str | None:
     """The command that a config is meant for, by a key that only it has."""
     told_by = {"dataset": "data", "policies": "evaluate", "entries": "decide", "search": "sweep"}
     told_by |= {"trials": "sweep", "objective": "sweep", "learner": "train", "bundle": "serve"}
+    told_by |= {"arms": "simulate ab", "algorithm": "simulate rllib", "users_per_file": "simulate logs"}
+    told_by |= {
+        "experiments": "simulate aa",
+        "repetitions": "simulate coverage",
+        "replicates": "simulate uplift",
+    }
     return next((command for key, command in told_by.items() if key in data), None)
 
 
@@ -178,8 +195,11 @@ def validated(command: str, source: ConfigSource) -> Any:
 
     models: dict[str, Any] = {"data": IngestConfig, "train": configs.TrainRunConfig, "sweep": SweepConfig}
     models |= {"evaluate": configs.EvaluateConfig, "decide": DecideConfig, "serve": ServeConfig}
+    if command in _SIMULATION:
+        module, name = _SIMULATION[command]
+        models[command] = getattr(importlib.import_module(f"plpm_ray.simulation.{module}"), name)
     settings = validate(models[command], source)
-    load_plugins(settings.plugins)
+    load_plugins(getattr(settings, "plugins", ()))
     if command == "data":
         make_adapter(settings.dataset, settings.plugins, source)
     if command in ("train", "sweep"):

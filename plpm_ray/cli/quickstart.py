@@ -1,4 +1,4 @@
-"""`plpm quickstart`: tables, three learners, the judgement, and one decision asked of a real server."""
+"""`plpm quickstart`: logs of a simulated app, three learners, offline judgement, one decision of a real server, the A/B test."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from plpm_ray.cli import commands
+from plpm_ray.cli import commands, simulate
 from plpm_ray.cli.summary import Clock, finish
 
-DEMO = {"name": "synthetic_demo", "users": 4000, "days": 14}
-TRAINING = {"epochs": 8, "batch_size": 1024, "lr": 1e-3}
+WORLD = "kuaishou"
+LOGS = {"name": "world", "world": WORLD, "users": 3000, "days": 14, "warmup_days": 7}
+TRAINING = {"epochs": 6, "batch_size": 2048, "lr": 1e-3}
 SPLIT = {"valid_days": 2, "test_days": 2}
 LEARNERS = {
     "iit": {"name": "klan.iit", "alpha": 0.3, "gamma": 0.6},
@@ -22,6 +23,7 @@ LEARNERS = {
     "bc": {"name": "reference.bc"},
 }
 HEURISTICS = ("last_exit_page", "most_frequent", "longest_use", "popularity")
+EXPERIMENT = {"design": "twins", "users": 1500, "warmup_days": 7, "aa_days": 3, "ab_days": 7}
 
 
 def run(folder: Path) -> None:
@@ -38,29 +40,61 @@ def run(folder: Path) -> None:
     def step(title: str) -> None:
         print(f"\n== {title}", flush=True)
 
-    step("1 of 4  logs -> tables (made-up logs; your own: docs/your_logs.md)")
-    demo = {"dataset": DEMO, "output": tables, "n_buckets": 4}
-    steps["data"] = commands.data(config("data", demo), [])["sessions"]
+    step("1 of 6  logs -> tables (a simulated app; your own logs: docs/your_logs.md)")
+    logs = {"dataset": LOGS, "output": tables, "n_buckets": 4}
+    steps["data"] = commands.data(config("data", logs), [])["sessions"]
     for name, learner in LEARNERS.items():
-        step(f"2 of 4  train {learner['name']}")
+        step(f"2 of 6  train {learner['name']}")
         content = {"name": name, "run_root": runs, "tables": tables, "split": SPLIT, "learner": learner}
         written = config(f"train_{name}", {**content, "training": TRAINING})
         steps[name] = str(commands.train(written, []).run_dir)
-    step("3 of 4  judge on held-out days")
-    policies = [{"label": name.upper(), "bundle": f"{runs}/{name}"} for name in LEARNERS]
-    policies += [{"label": name.replace("_", " "), "navigator": f"heuristic.{name}"} for name in HEURISTICS]
-    judge = {"name": "evaluate", "run_root": runs, "tables": tables, "split": SPLIT, "policies": policies}
-    commands.evaluate(config("evaluate", judge), [])
-    step("4 of 4  serve IIT and ask it")
+    rules = [{"label": name.replace("_", " "), "navigator": f"heuristic.{name}"} for name in HEURISTICS]
+    learned = [{"label": name.upper(), "bundle": f"{runs}/{name}"} for name in reversed(LEARNERS)]
+    step("3 of 6  judge on held-out days, from the logs alone")
+    judge = {
+        "name": "evaluate",
+        "run_root": runs,
+        "tables": tables,
+        "split": SPLIT,
+        "policies": [*learned, *rules],
+    }
+    steps["evaluate"] = str(commands.evaluate(config("evaluate", judge), []))
+    step("4 of 6  serve IIT and ask it")
     steps["decision"] = _ask(Path(steps["iit"]) / "bundle", tables)
+    step("5 of 6  A/B test in the world: the same users with the same luck under every policy")
+    first, *last = _builtin()
+    experiment = {
+        "name": "ab",
+        "run_root": runs,
+        "world": WORLD,
+        **EXPERIMENT,
+        "arms": [first, *rules, *learned, *last],
+    }
+    steps["ab"] = simulate.experiment(config("ab", experiment), [])["run"]
+    step("6 of 6  report")
+    steps["report"] = str(
+        commands.report([Path(steps["ab"]), Path(steps["evaluate"])], folder / "report.html")
+    )
     print()
     finish(
         "quickstart",
         folder,
         {**steps, "seconds": clock.seconds},
-        {"folder": folder, "seconds": clock.seconds},
+        {"folder": folder, "report": Path(steps["report"]), "seconds": clock.seconds},
     )
-    print("next: docs/your_logs.md takes a folder of your own Parquet logs the same way")
+    print(
+        "next: docs/your_logs.md takes a folder of your own Parquet logs the same way; docs/world.md is about the world"
+    )
+
+
+def _builtin() -> list[dict[str, str]]:
+    """The control, the floor and the ceilings."""
+    return [
+        {"label": "logging policy", "builtin": "logging"},
+        {"label": "random", "builtin": "random"},
+        {"label": "oracle, myopic", "builtin": "myopic_oracle"},
+        {"label": "oracle, far-sighted", "builtin": "far_sighted_oracle"},
+    ]
 
 
 def _ask(bundle: Path, tables: str) -> dict[str, Any]:
@@ -84,7 +118,7 @@ def _ask(bundle: Path, tables: str) -> dict[str, Any]:
         "user_id": user,
         "entry_time": time_ms + 3_600_000,
         "utc_offset_min": 480,
-        "context": {"live_followed": 2},
+        "context": {"live_followed": 2, "push": "none"},
     }
     with running(config) as url:
         question = urllib.request.Request(

@@ -16,10 +16,11 @@ from plpm_ray.core.errors import ConfigError
 Kind = Literal["learner", "navigator", "dataset"]
 T = TypeVar("T", bound=type)
 
-_HOMES: dict[str, str] = {
-    "learner": "plpm_ray.navigators",
-    "navigator": "plpm_ray.navigators",
-    "dataset": "plpm_ray.data",
+# packages and modules that are searched, by name: what they hold lies above this room
+_HOMES: dict[str, tuple[str, ...]] = {
+    "learner": ("plpm_ray.navigators",),
+    "navigator": ("plpm_ray.navigators",),
+    "dataset": ("plpm_ray.data", "plpm_ray.simulation.dataset"),
 }
 _entries: dict[str, dict[str, type]] = {kind: {} for kind in _HOMES}
 _searched: set[str] = set()
@@ -110,10 +111,10 @@ def _load_file(path: Path) -> None:
 
 
 def _search(kind: Kind) -> None:
-    home = _HOMES[kind]
-    if home in _searched:
-        return
-    _searched.add(home)
-    package = importlib.import_module(home)
-    for info in pkgutil.walk_packages(package.__path__, f"{home}."):
-        importlib.import_module(info.name)
+    for home in _HOMES[kind]:
+        if home in _searched:
+            continue
+        _searched.add(home)
+        found = importlib.import_module(home)
+        for info in pkgutil.walk_packages(getattr(found, "__path__", ()), f"{home}."):
+            importlib.import_module(info.name)

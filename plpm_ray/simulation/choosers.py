@@ -121,15 +121,18 @@ class FarSightedOracle(MyopicOracle):
         world, rows = simulation.world, entries.rows
         config, boost = world.config, simulation.state.boost[rows]
         midnight = world.day_start_ms(entries.day, entries.utc_offset_min)
-        after_h = (entries.entry_ms - midnight) / _HOUR_MS + known.use_KB.max(axis=0) / 3600
+        rest_h = config.entries.rest_min / 60
+        after_h = (entries.entry_ms - midnight) / _HOUR_MS + known.use_KB.max(axis=0) / 3600 + rest_h
         begin = np.clip(after_h, config.returning.evening_hour, 24.0 - 1e-3)
         left, rate = 1 - world.tide_before(begin), simulation.state.rate_today[rows]
-        before = rate * np.maximum(world.tide_before(begin) - world.tide_before(np.minimum(after_h, 24.0)), 0.0)
+        before = rate * np.maximum(
+            world.tide_before(begin) - world.tide_before(np.minimum(after_h, 24.0)), 0.0
+        )
         wished = rate * np.exp(boost) * left
         count = np.minimum(entries.step + 2.0 + before + wished, config.entries.most)
         last_s = first_s * count**-config.entries.fatigue
-        # sessions take time, in which no other begins: of an evening of `wished` entries this many hours of each are busy
-        busy = wished * last_s / 3600 / (24.0 - begin)
+        # sessions and rests take time in which no other begins: what they would take of the evening if all came about
+        busy = wished * (last_s / 3600 + rest_h) / (24.0 - begin)
         more = wished / (1 + busy) ** 2 * (boost < config.returning.most) * (count < config.entries.most)
         return np.einsum("awb,w->ab", known.engaged_KKB, world.returning) * more * last_s
 

@@ -78,10 +78,12 @@ def make_users(world: World, user_id: np.ndarray, replicate: int = 0) -> Users:
     taste_KU = np.sqrt(share) * world.interest_IK.T[:, interest] + np.sqrt(1 - share) * own
     taste_KU *= config.preference_sd * config.enabled
     follow = luck.normals(key, 1)
-    multi = luck.uniforms(key, 2) < config.multi_page
-    active_z, rate_z = luck.normals(key, 3), luck.normals(key, 4)
-    dwell = np.exp(config.dwell_sd * luck.normals(key, 5) - config.dwell_sd**2 / 2)
-    by_page = config.page_dwell_sd * config.enabled * luck.normals_by_page(key, _PAGES + k, k)
+    multi = (luck.uniforms(key, 2) < config.multi_page) & config.enabled
+    active_z, rate_z, dwell_z = (luck.normals(key, stream) for stream in (3, 4, 5))
+    alike = entries.dwell_correlation * config.enabled
+    rate_z = alike * dwell_z + np.sqrt(1 - alike**2) * rate_z
+    sd, page_sd = config.dwell_sd * config.enabled, config.page_dwell_sd * config.enabled
+    log_dwell_KU = sd * dwell_z + page_sd * luck.normals_by_page(key, _PAGES + k, k)
     register = luck.normals(key, 6)
     follows = np.rint(_MEDIAN_FOLLOWS * np.exp(follow))
     return Users(
@@ -89,11 +91,11 @@ def make_users(world: World, user_id: np.ndarray, replicate: int = 0) -> Users:
         hash=user_hash(user_id),
         key=luck.user_keys(world.config.seed, user_id, 1 + replicate),
         preference_KU=world.popularity[:, None] + taste_KU,
-        dwell_KU=world.dwell_s[:, None] * dwell * np.exp(by_page),
+        dwell_KU=world.dwell_s[:, None] * np.exp(log_dwell_KU - (sd**2 + page_sd**2) / 2),
         multi=multi,
         active_logit=logit(entries.active)
         + entries.active_sd * active_z
-        + entries.multi_active * (multi - config.multi_page),
+        + entries.multi_active * (multi - config.multi_page * config.enabled),
         rate=entries.per_day * np.exp(entries.user_sd * rate_z),
         live_rate=world.config.live.rate * world.config.live.enabled * np.sqrt(follows / _MEDIAN_FOLLOWS),
         utc_offset_min=offsets[np.minimum((offset * len(offsets)).astype(np.int64), len(offsets) - 1)],

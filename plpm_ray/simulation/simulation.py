@@ -13,136 +13,37 @@ learning need it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from scipy.special import expit
 
 from plpm_ray.data.contract import DAY_MS
-from plpm_ray.data.features.sessions import EntryArrays, SessionArrays
 from plpm_ray.policies.base import Choice
 from plpm_ray.simulation import luck, walk
 from plpm_ray.simulation.population import Users, make_users
-from plpm_ray.simulation.situation import Situation, make_situation
+from plpm_ray.simulation.sessions import SESSION_ID_DAYS, SESSION_ID_ENTRIES, Entries, Sessions
+from plpm_ray.simulation.situation import make_situation
 from plpm_ray.simulation.state import UserState
 from plpm_ray.simulation.world import World
+
+__all__ = [
+    "SESSION_ID_DAYS",
+    "SESSION_ID_ENTRIES",
+    "Chooser",
+    "Entries",
+    "Sessions",
+    "Simulation",
+    "Sink",
+    "run_days",
+]
 
 _HOUR_MS = 3_600_000
 _MOST_LIVE = 9
 _FOREVER = np.iinfo(np.int64).max
-SESSION_ID_DAYS, SESSION_ID_ENTRIES = 4096, 256
 # streams of a user's day, and of an entry beside those of its walk
 _ACTIVE, _RATE, _LIGHT, _THEME = 0, 1, 2, 64
 _NEXT, _BREAK, _LIVE = 2, 3, 4
-
-
-@dataclass(frozen=True)
-class Entries:
-    """B app entries that wait for a landing page.
-
-    Attributes:
-        rows: (B,) int64 position of the user in the simulation.
-        user_id: (B,) int64; user_hash: (B,) uint64.
-        day: (B,) int64, days since the world's first; step: (B,) int64 entry number of the day, from 0.
-        entry_ms: (B,) int64 UTC; utc_offset_min: (B,) int64; hour: (B,) int64 local hour.
-        live_followed: (B,) int64 live broadcasts of followed creators; push: (B,) int64 page of the notification that
-            led here, -1 for none. Both are visible context.
-        key: (B,) uint64 luck of the entry.
-        situation: the hidden truth; for oracles and for the walk, never for a navigator.
-    """
-
-    rows: np.ndarray
-    user_id: np.ndarray
-    user_hash: np.ndarray
-    day: np.ndarray
-    step: np.ndarray
-    entry_ms: np.ndarray
-    utc_offset_min: np.ndarray
-    hour: np.ndarray
-    live_followed: np.ndarray
-    push: np.ndarray
-    key: np.ndarray
-    situation: Situation
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: np.ndarray) -> Entries:
-        names = [name for name in self.__dataclass_fields__ if name != "situation"]
-        return Entries(
-            **{name: getattr(self, name)[index] for name in names}, situation=self.situation.take(index)
-        )
-
-    @property
-    def arrays(self) -> EntryArrays:
-        return EntryArrays(self.entry_ms, self.utc_offset_min)
-
-
-@dataclass(frozen=True)
-class Sessions:
-    """B sessions that have ended, with the entries that began them.
-
-    Attributes:
-        entries: B entries.
-        landing: (B,) int16; propensity: (B,) float64, NaN unknown.
-        walk: pages and dwell times.
-        exit_ms: (B,) int64 UTC.
-        use_ms, landing_ms: (B,) int64 in the app, on the landing page.
-        count: (B,) int64 pages visited.
-        dropped: (B,) bool, the landing page was left before `visits.effective_s`.
-    """
-
-    entries: Entries
-    landing: np.ndarray
-    propensity: np.ndarray
-    walk: walk.Walk
-    exit_ms: np.ndarray
-    use_ms: np.ndarray
-    landing_ms: np.ndarray
-    count: np.ndarray
-    dropped: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.landing)
-
-    @property
-    def session_id(self) -> np.ndarray:
-        """(B,) int64, unique in the world."""
-        entries = self.entries
-        return (entries.user_id * SESSION_ID_DAYS + entries.day) * SESSION_ID_ENTRIES + entries.step
-
-    def watch_ms(self, world: World) -> np.ndarray:
-        """(P, B) int64 milliseconds watched on each page visited."""
-        share = np.append(world.watch_share, 0.0)[self.walk.pages_PB]
-        return np.rint(self.walk.dwell_ms_PB * share).astype(np.int64)
-
-    def video_views(self, world: World) -> np.ndarray:
-        """(P, B) int64 videos begun on each page visited."""
-        view_ms = np.append(world.view_s * 1000, np.inf)[self.walk.pages_PB]
-        return np.floor(self.walk.dwell_ms_PB / view_ms).astype(np.int64) + (self.walk.dwell_ms_PB >= 1000)
-
-    def arrays(self, world: World) -> SessionArrays:
-        """What the feature code reads."""
-        seen = self.walk.pages_PB.T >= 0
-        start = np.zeros(len(self) + 1, dtype=np.int64)
-        np.cumsum(self.count, out=start[1:])
-        pages = self.walk.pages_PB.T[seen]
-        return SessionArrays(
-            key=self.session_id,
-            entry_ms=self.entries.entry_ms,
-            exit_ms=self.exit_ms,
-            utc_offset_min=self.entries.utc_offset_min,
-            landing=self.landing,
-            exit_page=pages[start[1:] - 1],
-            use_ms=self.use_ms,
-            landing_dwell_ms=self.landing_ms,
-            switches=self.count - 1,
-            views=self.video_views(world).sum(axis=0),
-            page_start=start,
-            pages=pages,
-            dwell_ms=self.walk.dwell_ms_PB.T[seen],
-        )
 
 
 class Chooser(Protocol):
@@ -178,6 +79,7 @@ class Simulation:
         self.step = np.zeros(u, dtype=np.int64)
         self.next_ms = np.full(u, _FOREVER)
         self._entries: Entries | None = None
+        self._rest_ms = max(1000, round(world.config.entries.rest_min * 60_000))
 
     def __len__(self) -> int:
         return len(self.users)
@@ -222,17 +124,21 @@ class Simulation:
             )
         self.next_ms[rows] = _FOREVER
         self.next_ms[came] = self._first_ms(came, luck.pair(key[active], _RATE)[1], rate[active])
+        active[active] = self.next_ms[came] != _FOREVER
         return active
 
     def _first_ms(self, rows: np.ndarray, u: np.ndarray, rate: np.ndarray) -> np.ndarray:
         """(B,) UTC ms of the first entry: that of a Poisson process along the tide, given that there is one."""
         world = self.world
         midnight = world.day_start_ms(self.day[rows], self.users.utc_offset_min[rows])
-        busy_h = np.clip((self.state.last_exit_ms[rows] - midnight) / _HOUR_MS, 0.0, 23.9)
+        ready_ms = self.state.last_exit_ms[rows] + self._rest_ms
+        busy_h = np.clip((ready_ms - midnight) / _HOUR_MS, 0.0, 23.9)
         begun = world.tide_before(busy_h)
         wait = -np.log1p(-u * -np.expm1(-rate * (1 - begun))) / rate
         hour = world.tide_hour(np.minimum(begun + wait, 1 - 1e-9))
-        return np.maximum(midnight + (hour * _HOUR_MS).astype(np.int64), self.state.last_exit_ms[rows] + 1000)
+        first_ms = np.maximum(midnight + (hour * _HOUR_MS).astype(np.int64), ready_ms)
+        # a session that began the day before may have filled this one
+        return np.where(first_ms < midnight + DAY_MS, first_ms, _FOREVER)
 
     def entries(self) -> Entries | None:
         """All users' next entries of their days; None when the days are over."""
@@ -343,7 +249,8 @@ class Simulation:
         """The next entry of the day of each user, if there is one: the tide goes faster in the evening after a boost."""
         world, rows = self.world, entries.rows
         midnight = world.day_start_ms(entries.day, entries.utc_offset_min)
-        hour = (exit_ms - midnight) / _HOUR_MS
+        ready_ms = exit_ms + self._rest_ms
+        hour = (ready_ms - midnight) / _HOUR_MS
         evening = float(world.tide_before(np.array(world.config.returning.evening_hour)))
         gain = np.expm1(self.state.boost[rows])
         passed = world.tide_before(hour)
@@ -351,7 +258,7 @@ class Simulation:
         passed = np.where(passed > evening, (passed + gain * evening) / (1 + gain), passed)
         ahead_ms = midnight + (world.tide_hour(passed) * _HOUR_MS).astype(np.int64)
         more = (passed < 1) & (hour < 24) & (entries.step + 1 < world.config.entries.most)
-        next_ms = np.maximum(ahead_ms, exit_ms + 1000)
+        next_ms = np.maximum(ahead_ms, ready_ms)
         more &= next_ms < midnight + DAY_MS
         self.next_ms[rows] = np.where(more, next_ms, _FOREVER)
         self.step[rows] += 1

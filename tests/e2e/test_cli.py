@@ -1,4 +1,4 @@
-"""The commands one after another on made-up logs, as the README does it, and how they behave when called again."""
+"""The commands one after another on simulated logs, as the README does it, and how they behave when called again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import pytest
 from plpm_ray.cli import quickstart
 from plpm_ray.core.storage import read_json
 from plpm_ray.data.contract import Warehouse
-from tests.command_line import done, only, plpm, plpm_process, write_yaml
+from tests.command_line import REPO, done, only, plpm, plpm_process, write_yaml
+from tests.world_logs import world_logs
 
 SPLIT = {"valid_days": 1, "test_days": 1}
+WORLD_PAGES = ("featured", "explore", "following")
 HEURISTICS = ["last_exit_page", "most_frequent", "longest_use", "popularity"]
 
 
@@ -26,7 +28,6 @@ HEURISTICS = ["last_exit_page", "most_frequent", "longest_use", "popularity"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the configs of all commands, and what `plpm data` made of the first of them."""
     home = tmp_path_factory.mktemp("home")
-    dataset = {"name": "synthetic_demo", "users": 250, "days": 7}
     shared = {"run_root": str(home / "runs"), "tables": str(home / "tables"), "split": SPLIT}
     training = {"epochs": 2, "batch_size": 512, "device": "cpu"}
     policies: list[dict[str, Any]] = [
@@ -34,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     policies += [{"label": name, "navigator": f"heuristic.{name}"} for name in HEURISTICS]
     configs: dict[str, dict[str, Any]] = {
-        "data": {"dataset": dataset, "output": str(home / "tables"), "n_buckets": 2},
+        "data": {"dataset": world_logs(120, 7), "output": str(home / "tables"), "n_buckets": 2},
         "iit": {
             "name": "iit",
             "learner": {"name": "klan.iit", "hidden": [16]},
@@ -79,7 +80,9 @@ def test_from_logs_to_decisions(home: Path) -> None:
         assert estimator in printed.splitlines()[0]
 
     sessions = Warehouse.open(home / "tables").sessions.read(0)
-    pq.write_table(sessions.select(["user_id", "entry_time", "live_followed"]), home / "entries.parquet")
+    pq.write_table(
+        sessions.select(["user_id", "entry_time", "live_followed", "push"]), home / "entries.parquet"
+    )
     printed = done("decide", home / "decide.yaml", "--set", "policy={kind: epsilon, epsilon: 0.1}")
     decisions = pq.read_table(home / "decided" / "decisions.parquet")
     assert decisions.num_rows == sessions.num_rows and "decide done" in printed
@@ -149,16 +152,33 @@ def test_doctor_reads_the_same_configs(home: Path) -> None:
     assert ended.code == 1 and "BAD   tables /nowhere is not there" in ended.out
 
 
-def test_quickstart_ends_with_a_served_decision(
+def test_simulated_logs_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    logs = tmp_path / "logs"
+    changes = {"users": 60, "days": 3, "warmup_days": 1, "trial.start_day": 1, "output": logs}
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    printed = done("simulate", "logs", "jobs/simulate_logs.yaml", *sets)
+    summary = read_json(logs / "summary.json")
+    assert "simulate logs done" in printed and summary["arms"].keys() == {"control", *WORLD_PAGES}
+    printed = done("data", logs / "dataset.yaml", "--set", f"output={tmp_path / 'tables'}")
+    assert f"sessions               {summary['sessions']:,}" in printed
+    assert Warehouse.open(tmp_path / "tables").assignments_file.is_file()
+
+
+def test_quickstart_ends_with_an_experiment_and_its_report(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quickstart, "DEMO", {"name": "synthetic_demo", "users": 150, "days": 7})
+    monkeypatch.setattr(quickstart, "LOGS", world_logs(80, 7))
     monkeypatch.setattr(quickstart, "TRAINING", {"epochs": 1, "batch_size": 512})
+    experiment = {"design": "twins", "users": 60, "warmup_days": 2, "aa_days": 1, "ab_days": 2}
+    monkeypatch.setattr(quickstart, "EXPERIMENT", experiment)
     printed = done("quickstart", "--folder", tmp_path / "q")
-    assert [line for line in printed.splitlines() if line.startswith("== ")][
-        -1
-    ] == "== 4 of 4  serve IIT and ask it"
+    assert [line for line in printed.splitlines() if line.startswith("== ")][-1] == "== 6 of 6  report"
     assert "quickstart done" in printed
-    decision = read_json(tmp_path / "q" / "summary.json")["decision"]
+    summary = read_json(tmp_path / "q" / "summary.json")
+    decision = summary["decision"]
     assert decision["page"] in decision["scores"] and decision["fallback"] is None
     assert decision["versions"]["navigator"].startswith("klan.iit-")
+    arms = read_json(Path(summary["ab"]) / "ab.json")["arms"]
+    assert {"IIT", "DQN", "BC", "random", *(name.replace("_", " ") for name in HEURISTICS)} <= set(arms)
+    assert "<html" in Path(summary["report"]).read_text(encoding="utf-8")[:500]

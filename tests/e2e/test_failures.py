@@ -17,6 +17,7 @@ from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.quarantine import read_rows
 from tests.command_line import Ended, done, free_port, only, plpm, plpm_process, write_yaml
 from tests.unit.data import own_logs
+from tests.world_logs import world_logs
 
 LEARNER = {"name": "reference.bc", "hidden": [8]}
 TRAINING = {"epochs": 2, "batch_size": 256, "device": "cpu"}
@@ -278,7 +279,7 @@ def test_a_bundle_is_not_judged_on_days_it_was_trained_on(tmp_path: Path, tables
 def test_a_bundle_is_not_judged_on_tables_of_another_dataset(tmp_path: Path, tables: Path) -> None:
     done("train", train_config(tmp_path, tables))
     demo = {
-        "dataset": {"name": "synthetic_demo", "users": 50, "days": 5},
+        "dataset": world_logs(30, 5),
         "output": str(tmp_path / "demo"),
         "n_buckets": 1,
     }

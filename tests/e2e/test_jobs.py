@@ -21,6 +21,7 @@ from plpm_ray.core.storage import read_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.navigators.bundle import load_bundle
 from tests.command_line import REPO, free_port, only, until, write_yaml
+from tests.world_logs import world_logs
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 BIN = Path(sys.executable).parent
@@ -110,8 +111,10 @@ def succeeded(ended: subprocess.CompletedProcess[str]) -> str:
 def test_tables_training_and_evaluation_as_jobs(cluster: Cluster) -> None:
     """Nothing is installed on the cluster but what the package needs: the code comes with the upload."""
     out = cluster.folder / "out"
-    dataset = {"name": "synthetic_demo", "users": 200, "days": 6}
-    data = write_yaml(out / "data.yaml", {"dataset": dataset, "output": str(out / "tables"), "n_buckets": 2})
+    data = write_yaml(
+        out / "data.yaml",
+        {"dataset": world_logs(100, 6, policy="logging"), "output": str(out / "tables"), "n_buckets": 2},
+    )
     printed = succeeded(cluster.submit("jobs/build_tables.py", data))
     assert "data done" in printed and "succeeded" in printed
     assert read_json(out / "tables" / "summary.json")["backend"] == "ray"

@@ -21,6 +21,7 @@ from plpm_ray.navigators.bundle import load_bundle
 from plpm_ray.serving.deployment import Replica, read_args
 from tests.command_line import REPO, done, only, plpm_process, write_yaml
 from tests.contracts import test_learners as contracts
+from tests.world_logs import world_logs
 
 LEARNER = REPO / "tests" / "e2e" / "toy_learner.py"
 CONFIG = REPO / "tests" / "e2e" / "toy_learner.yaml"
@@ -29,9 +30,9 @@ SPLIT = {"valid_days": 1, "test_days": 1}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made-up logs, their tables, and the toy trained on them by its own YAML."""
+    """Simulated logs, their tables, and the toy trained on them by its own YAML."""
     folder = tmp_path_factory.mktemp("toy")
-    data = {"dataset": {"name": "synthetic_demo", "users": 300, "days": 7}, "n_buckets": 2}
+    data = {"dataset": world_logs(150, 7), "n_buckets": 2}
     done("data", write_yaml(folder / "data.yaml", {**data, "output": str(folder / "tables")}))
     done("train", CONFIG, *changes(folder))
     return folder

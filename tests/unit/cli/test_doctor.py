@@ -129,7 +129,7 @@ def test_typos_are_found_before_the_run(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "command"),
     [
-        ({"dataset": {"name": "synthetic_demo"}, "output": "o"}, "data"),
+        ({"dataset": {"name": "world", "world": "kuaishou"}, "output": "o"}, "data"),
         ({"tables": "t", "learner": {"name": "reference.bc"}}, "train"),
         ({"tables": "t", "learner": {"name": "klan.iit"}, "search": {"alpha": None}}, "sweep"),
         ({"tables": "t", "policies": [{"navigator": "heuristic.popularity"}]}, "evaluate"),

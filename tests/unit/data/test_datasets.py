@@ -1,4 +1,4 @@
-"""Adapters on small files in the official layouts, and the generator of stand-in logs."""
+"""Adapters on small files in the official layouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from plpm_ray.data.datasets.msnbc import parse_sequences
 from plpm_ray.data.day_table import day_number
 from plpm_ray.data.ingest import IngestConfig, ingest
 from plpm_ray.data.quarantine import read_rows
-from plpm_ray.data.synthetic import SyntheticConfig, demo_tables, write_demo
 from tests.unit.data.own_logs import PAGES, sessions, stored, write
 
 LOG_HEADER = (
@@ -289,51 +288,8 @@ def test_csv_slices_cover_every_line_once(tmp_path):
         csv_slices(path, 10, ["c"])
 
 
-def test_the_stand_in_logs_are_deterministic_and_canonical(tmp_path):
-    config = SyntheticConfig(users=150, days=5, seed=3)
-    first, again = demo_tables(config, 0, 150), demo_tables(config, 0, 150)
-    assert all(a.equals(b) for a, b in zip(first, again, strict=True))
-    assert not demo_tables(SyntheticConfig(users=150, days=5, seed=4), 0, 150)[0].equals(first[0])
-    direct = run(tmp_path, {"name": "synthetic_demo", "users": 150, "days": 5, "seed": 3}, max_bad_share=0)
-    assert (direct["sessions"], len(direct["days"]), direct["profile_users"]) == (first[0].num_rows, 5, 150)
-
-    folder = write_demo(tmp_path / "logs", config)
-    dataset = {
-        "name": "canonical",
-        "path": str(folder / "sessions"),
-        "pages": ["featured", "explore", "following"],
-        "context": {"live_followed": "numeric"},
-        "profile": {
-            "path": str(folder / "users.parquet"),
-            "columns": {"interest": "categorical", "follows": "numeric"},
-        },
-    }
-    config_ = IngestConfig.model_validate({"dataset": dataset, "output": str(tmp_path / "v"), "n_buckets": 2})
-    assert ingest(config_)["sessions"] == direct["sessions"]
-    assert stored(tmp_path / "v").equals(stored(tmp_path / "w"))
-    assert Warehouse.open(tmp_path / "v").info.propensity_known
-
-
-def test_the_stand_in_logs_have_true_propensities_and_something_to_learn():
-    table, profile = demo_tables(SyntheticConfig(users=800, days=10), 0, 800)
-    propensity = table["propensity"].to_numpy()
-    assert np.mean(1 / propensity) == pytest.approx(3, rel=0.05)
-    use = np.array([sum(d) for d in table["dwell_s"].to_pylist()])
-    guess = np.array([int(i[-1]) for i in profile["interest"].to_pylist()])[table["user_id"].to_numpy()]
-    landing = np.array(
-        [["featured", "explore", "following"].index(p) for p in table["landing_page"].to_pylist()]
-    )
-    assert use[landing == guess].mean() > 1.2 * use[landing != guess].mean()
-    entry, leave = (
-        table["entry_time"].cast(pa.int64()).to_numpy(),
-        table["exit_time"].cast(pa.int64()).to_numpy(),
-    )
-    same_user = table["user_id"].to_numpy()[1:] == table["user_id"].to_numpy()[:-1]
-    assert (entry[1:] > leave[:-1])[same_user].all()
-
-
 def test_adapters_are_found_by_name():
-    assert {"kuairand", "msnbc", "canonical", "synthetic_demo"} <= set(names("dataset"))
+    assert {"kuairand", "msnbc", "canonical", "world"} <= set(names("dataset"))
     with pytest.raises(ConfigError, match="unknown key 'gap'"):
         make_adapter(Named(name="kuairand", path="x", gap=1))
     assert len(PAGES) == 4

@@ -83,8 +83,8 @@ def test_logged_propensities_are_used_and_modelled_ones_are_said_to_be(parts, lo
     modelled = prepare_log(train, unknown, spec)
     assert modelled.data.modelled and modelled.diagnostics["propensities"] == "modelled"
     assert log.diagnostics["behaviour_log_loss"] < log.diagnostics["behaviour_marginal_log_loss"]
-    # the profile decides together with a coin, which the model can find out
-    assert np.corrcoef(modelled.data.logged_propensity, valid.propensity)[0, 1] > 0.8
+    # rules over the user's last pages decide together with a coin; a linear model finds most of that out
+    assert np.corrcoef(modelled.data.logged_propensity, valid.propensity)[0, 1] > 0.7
 
 
 def test_held_out_rewards_have_no_part_in_the_models(parts, log):

@@ -1,4 +1,4 @@
-"""The whole chain on the generator's logs: `plpm decide` and the service score as the transition table's features say."""
+"""The whole chain on the logs of the world: `plpm decide` and the service score as the transition table's features say."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from plpm_ray.serving.config import DecideConfig
 from plpm_ray.serving.decide import decide_file
 from plpm_ray.serving.engine import load_policy
 from plpm_ray.serving.history import load_history, load_profiles
+from tests.world_logs import world_logs
 
 
 def untrained(warehouse: Warehouse) -> Bundle:
@@ -33,8 +34,7 @@ def untrained(warehouse: Warehouse) -> Bundle:
 
 def test_decisions_equal_scores_of_the_transition_table(tmp_path: Path) -> None:
     root = tmp_path / "tables"
-    dataset = {"name": "synthetic_demo", "users": 150, "days": 8}
-    ingest(IngestConfig(dataset=dataset, output=str(root), n_buckets=2))  # type: ignore[arg-type]
+    ingest(IngestConfig(dataset=world_logs(60, 8), output=str(root), n_buckets=2))  # type: ignore[arg-type]
     warehouse = Warehouse.open(root)
     build_transitions(warehouse)
     bundle = untrained(warehouse)

@@ -1,0 +1,150 @@
+"""Observations of the environments: the features that learners read, encoded by the same fitted spec, as one row of numbers.
+
+Layout: the N dense features of `FeatureSpec.encode`, then the one-hot code of each categorical feature, code 0 (unknown)
+included. `plpm_ray.navigators.reference.rllib` makes the same row from the same codes in torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plpm_ray.core.errors import ConfigError, StorageError
+from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures, squash
+from plpm_ray.core.stats import TableStats
+from plpm_ray.core.storage import read_json
+from plpm_ray.simulation.choosers import LoggingPolicy
+from plpm_ray.simulation.config import WorldConfig
+from plpm_ray.simulation.online import OnlineFeatures
+from plpm_ray.simulation.simulation import Sessions, Simulation, run_days
+from plpm_ray.simulation.world import World
+
+_FIT_USERS, _FIT_FIRST_USER = 1000, 1 << 41
+_FIT_WARMUP_DAYS, _FIT_DAYS = 14, 7
+
+
+@dataclass(frozen=True)
+class WorldFeatures:
+    """A fitted encoder and the totals of the sessions it was fitted on, as a bundle holds them."""
+
+    spec: FeatureSpec
+    stats: TableStats
+
+
+class ObservationEncoder:
+    """Raw features -> (B, W) float32 rows.
+
+    Attributes:
+        width: W, dense features and codes of all categorical features.
+        low, high: (W,) float32 bounds that no row leaves, whatever the features are.
+    """
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.spec = spec
+        sizes = np.array(spec.cat_sizes, dtype=np.int64)
+        self._starts = spec.n_dense + np.cumsum(sizes) - sizes
+        self.width = int(spec.n_dense + sizes.sum())
+        # the squashed value of any finite float32 lies within these
+        most = squash(np.array([np.finfo(np.float32).max], dtype=np.float32))[0]
+        self.low = np.zeros(self.width, dtype=np.float32)
+        self.high = np.ones(self.width, dtype=np.float32)
+        self.low[: spec.n_dense] = np.minimum((-most - spec.mean) / spec.std, 0.0)
+        self.high[: spec.n_dense] = np.maximum((most - spec.mean) / spec.std, 0.0)
+
+    def encode(self, raw: RawFeatures) -> np.ndarray:
+        """Raw features of B rows -> (B, W) float32.
+
+        Raises:
+            BundleError: the features belong to another schema than the one fitted.
+        """
+        encoded = self.spec.encode(raw)
+        return self.join(encoded.dense, encoded.cat)
+
+    def join(self, dense: np.ndarray, cat: np.ndarray) -> np.ndarray:
+        """Encoded features, (B, N) float32 and (B, F) integers -> (B, W) float32."""
+        out = np.zeros((len(dense), self.width), dtype=np.float32)
+        out[:, : self.spec.n_dense] = dense
+        out[np.arange(len(dense))[:, None], self._starts + cat] = 1.0
+        return out
+
+
+def fit_features(config: WorldConfig) -> WorldFeatures:
+    """Encoder and totals of a week of the world's own logs, of users of its own; the same in every process."""
+    return _fit(config.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _fit(config: str) -> WorldFeatures:
+    world = World(WorldConfig.model_validate_json(config))
+    simulation = Simulation(world, np.arange(_FIT_USERS) + _FIT_FIRST_USER)
+    online, policy = OnlineFeatures(world, simulation.users.profile()), LoggingPolicy()
+    run_days(simulation, _FIT_WARMUP_DAYS, policy, online.observe)
+    fitter = SpecFitter(online.schema)
+    totals: list[TableStats] = []
+
+    def add(sessions: Sessions) -> None:
+        fitter.update(online.features(sessions.entries))
+        totals.append(_totals(len(world), sessions))
+        online.observe(sessions)
+
+    run_days(simulation, _FIT_DAYS, policy, add)
+    return WorldFeatures(fitter.finish(), sum(totals[1:], totals[0]))
+
+
+def _totals(k: int, sessions: Sessions) -> TableStats:
+    return TableStats.of(
+        k,
+        landing=sessions.landing,
+        use_s=sessions.use_ms / 1000,
+        landing_dwell_s=sessions.landing_ms / 1000,
+        hour=sessions.entries.hour,
+        step=sessions.entries.step,
+    )
+
+
+def read_features(path: str | Path, schema: FeatureSchema, owner: str) -> WorldFeatures:
+    """Encoder and totals of a bundle, or of a warehouse's training window.
+
+    Args:
+        path: a bundle folder, a run folder, `<warehouse>/fitted/<fingerprint>.json`, or a warehouse that holds one of these.
+        schema: pages and columns that they must have; `owner` names the world or tables to which these belong.
+
+    Raises:
+        ConfigError: there are none, there are several, or they belong to other pages or columns.
+    """
+    spec, stats = _stored(Path(path))
+    found = WorldFeatures(FeatureSpec.from_dict(spec), TableStats.from_dict(stats))
+    if found.spec.schema != schema:
+        raise ConfigError(
+            f"the features of {path} are those of other pages or columns than {owner!r} has",
+            hint="give a bundle or a warehouse made from logs of it, or leave `features` out",
+        )
+    return found
+
+
+def _stored(path: Path) -> tuple[Any, Any]:
+    """The spec and the totals, as JSON."""
+    try:
+        for folder in (path, path / "bundle"):
+            if (folder / "spec.json").is_file():
+                return read_json(folder / "spec.json"), read_json(folder / "bundle.json")["stats"]
+        files = [path] if path.is_file() else sorted((path / "fitted").glob("*.json"))
+        if len(files) > 1:
+            raise ConfigError(
+                f"{path} holds the features of {len(files)} training windows",
+                hint=f"give one of them: {', '.join(str(file) for file in files[:3])}",
+            )
+        if files:
+            kept = read_json(files[0])
+            return kept["spec"], kept["stats"]
+    except (KeyError, TypeError, StorageError) as error:
+        raise ConfigError(f"{path} holds no readable features: {error}", hint="copy it again") from None
+    raise ConfigError(
+        f"{path} holds no fitted features",
+        hint="give a bundle, a run folder, or a warehouse that something was trained on",
+    )

@@ -1,0 +1,182 @@
+"""Uplift metrics on a simulated trial, where every user's potential outcomes are known.
+
+Users are drawn into arms, their features are read on the evening before, simple meta-learners are fitted on one part of the
+users, and judged on the other: by what a real trial shows (Qini, AUUC, policy value) and by the truth (error against the
+potential outcomes). The true effects themselves stand in the table as the ceiling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from plpm_ray.core.config import StrictConfig, config_hash
+from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.features import RawFeatures
+from plpm_ray.core.hashing import splitmix64
+from plpm_ray.core.storage import write_json
+from plpm_ray.data.features.sessions import EntryArrays
+from plpm_ray.data.features.state import features
+from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.evaluation.held_out import model_features
+from plpm_ray.evaluation.ridge import ActionRidge
+from plpm_ray.evaluation.uplift import UpliftSettings, uplift_report
+from plpm_ray.simulation.choosers import LoggingPolicy
+from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
+from plpm_ray.simulation.online import PROFILE, OnlineFeatures, world_schema
+from plpm_ray.simulation.simulation import Simulation, run_days
+from plpm_ray.simulation.trial import Responses, Trial, TrialChooser, TrialConfig
+from plpm_ray.simulation.world import World
+
+_PENALTIES = (
+    1.0,
+    1e-3,
+    1e3,
+)  # of the shared part; of an arm's own part in the T- and in the S-learner, per row of data
+
+
+class UpliftRunConfig(StrictConfig):
+    """`plpm simulate uplift`: a trial, simple models, and every uplift metric with its interval."""
+
+    name: str = Field(
+        default="uplift", min_length=1, description="run name; the run folder adds a hash of the config"
+    )
+    run_root: str = Field(default="runs", description="folder that holds the run folders")
+    world: WorldRef = Field(
+        default="kuaishou", description="shipped world, path of a YAML file, or the world itself"
+    )
+    users: int = Field(default=20_000, ge=100, description="users of the trial")
+    first_user: int = Field(default=3_000_000_000, ge=0, description="id of the first user")
+    warmup_days: int = Field(
+        default=14, ge=1, description="days before the trial, which the features tell of"
+    )
+    trial_days: int = Field(
+        default=7, ge=1, description="length of the trial; the response is use per day in it"
+    )
+    train_share: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the users that models are fitted on"
+    )
+    replicates: int = Field(default=8, ge=1, description="lucks over which the true outcomes are averaged")
+    draws: int = Field(default=300, ge=2, description="bootstrap draws of the intervals")
+    seed: int = Field(default=0, ge=0, description="seed of the arms, of the parts and of the draws")
+    backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
+    workers: int | None = Field(
+        default=None, ge=1, description="tasks at a time; default: what the backend gives"
+    )
+    users_per_task: int = Field(default=8192, ge=1, description="users simulated at once")
+
+
+@dataclass(frozen=True)
+class _Part:
+    config: UpliftRunConfig
+    world: WorldConfig
+    users: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Some users: arm (U,), response (U,), outcomes (U, A), features as columns."""
+
+    arm: np.ndarray
+    response: np.ndarray
+    outcomes: np.ndarray
+    columns: pa.Table
+
+
+def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
+    """Simulates the trial, fits, judges, and writes `uplift.json` into the run folder.
+
+    Returns:
+        Its content, with the run folder under "run" and the tables for people under "text".
+    """
+    world = load_world(config.world)
+    ids = config.first_user + np.arange(config.users)
+    parts = [
+        _Part(config, world, ids[i : i + config.users_per_task])
+        for i in range(0, config.users, config.users_per_task)
+    ]
+    made = run_tasks(
+        _simulate, parts, backend=config.backend, workers=config.workers, progress="simulating the trial"
+    )
+    arm = np.concatenate([m.arm for m in made])
+    response = np.concatenate([m.response for m in made])
+    outcomes = np.concatenate([m.outcomes for m in made])
+    raw = RawFeatures.from_table(world_schema(World(world)), pa.concat_tables([m.columns for m in made]))
+    draw = splitmix64(splitmix64(ids) + np.uint64(config.seed + 1)) >> np.uint64(11)
+    train = draw * 2.0**-53 < config.train_share
+    predicted = _predict(raw, arm, response, train)
+    test = ~train
+    effects = {"true effects": outcomes[test, 1:] - outcomes[test, :1]}
+    effects |= {label: y[test, 1:] - y[test, :1] for label, y in predicted.items()}
+    report = uplift_report(
+        effects,
+        arm[test],
+        response[test],
+        names=list(world.catalogue.names),
+        potential_outcomes=outcomes[test],
+        predicted_responses={label: y[test] for label, y in predicted.items()},
+        settings=UpliftSettings(repeats=config.draws, seed=config.seed),
+        data=f"simulated trial in {world.name}, {config.trial_days} days",
+        unit="s of app use per user and day",
+    )
+    identity = config.model_dump(mode="json", exclude={"run_root", "backend", "workers", "users_per_task"})
+    run_dir = (
+        Path(config.run_root) / f"{config.name}-{config_hash([identity, world.model_dump(mode='json')])}"
+    )
+    write_json(run_dir / "config.json", {**identity, "world": world.model_dump(mode="json")})
+    report.write(run_dir)
+    return {**report.as_record(), "text": report.as_text(), "run": str(run_dir)}
+
+
+def _simulate(part: _Part) -> _Made:
+    config, world = part.config, World(part.world)
+    simulation, control = Simulation(world, part.users), LoggingPolicy()
+    profile = simulation.users.profile()
+    online = OnlineFeatures(world, profile)
+    run_days(simulation, config.warmup_days, control, online.observe)
+    trial = Trial(
+        TrialConfig(seed=config.seed, start_day=0, days=config.trial_days),
+        world,
+        config.warmup_days,
+        config.trial_days,
+    )
+    raw = _evening_features(simulation, online, config.warmup_days)
+    truth = trial.potential_outcomes(simulation, control, config.replicates)
+    chooser = TrialChooser(trial, control, part.users)
+    responses = Responses(len(part.users), config.trial_days)
+    run_days(simulation, config.trial_days, chooser, responses)
+    outcomes = np.column_stack([truth[name].to_numpy() for name in truth.column_names if name != "user_id"])
+    return _Made(chooser.arm, responses.use_s_per_day, outcomes, pa.table(raw.to_columns()))
+
+
+def _evening_features(simulation: Simulation, online: OnlineFeatures, day: int) -> RawFeatures:
+    """Features of all users at the midnight that begins a day, without context."""
+    users, world = simulation.users, simulation.world
+    profile = users.profile()
+    midnight = EntryArrays(world.day_start_ms(day, users.utc_offset_min), users.utc_offset_min)
+    columns = {name: profile[name].combine_chunks() for name in PROFILE}
+    return features(online.states, midnight, online.schema, {}, columns)
+
+
+def _predict(
+    raw: RawFeatures, arm: np.ndarray, response: np.ndarray, train: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Model -> (U, A) responses under every arm, fitted on the users of `train`."""
+    fitter = SpecFitter(raw.schema)
+    fitter.update(raw.take(np.flatnonzero(train)))
+    x = model_features(fitter.finish(), raw)
+    arms, rows = int(arm.max()) + 1, int(train.sum())
+    ridge = ActionRidge(x[train], arm[train], arms)
+    shared, own, stiff = (rows * penalty for penalty in (_PENALTIES[0] * 1e-3, *_PENALTIES[1:]))
+    design = ridge.design(x)
+    means = np.array([response[train & (arm == a)].mean() for a in range(arms)])
+    return {
+        "T-learner (ridge)": design @ ridge.solver(shared, own)(response[train]),
+        "S-learner (ridge)": design @ ridge.solver(shared, stiff)(response[train]),
+        "average effect": np.tile(means, (len(x), 1)),
+    }
