@@ -1,15 +1,15 @@
-# make quickstart   data, training, evaluation and one served decision, on this machine
+# make quickstart   a simulated app: data, training, evaluation, a served decision, an A/B test and its report
 # make test         the test suite            (make test ARGS="-k features")
 # make check        ruff, pyright, import-linter
 # make format       ruff's fixes and formatting
-# make bench        the benchmarks against other libraries
+# make bench        the benchmarks: other libraries, the world
 # make wheel        dist/cluster, what cluster.yaml copies to the nodes
 # PYTHON picks the interpreter (3.11 or newer), VENV the folder of the environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-BENCHMARKS ?= data_plane train_iit
+BENCHMARKS ?= data_plane train_iit world
 
 SHELL := /bin/bash
 BIN := $(VENV)/bin

@@ -115,7 +115,7 @@ def _use(t: Targets, totals: CalibrationTotals) -> list[Row]:
         ("use by entries", "a", "min", a, ""),
         ("use by entries", "b", "min", b, ""),
     ]
-    return [_row(group, t, *row) for group, *row in rows]
+    return [_row(group, t, name, unit, reached, field) for group, name, unit, reached, field in rows]
 
 
 def _pages(world: World, t: Targets, totals: CalibrationTotals) -> list[Row]:

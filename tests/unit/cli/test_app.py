@@ -10,23 +10,28 @@ import pytest
 from typer.testing import CliRunner
 
 from plpm_ray.cli import app as cli
-from plpm_ray.cli import commands
+from plpm_ray.cli import commands, simulate
 from plpm_ray.core.errors import ConfigError, DataError
 from tests.command_line import plpm
 
-COMMANDS = ["data", "train", "sweep", "evaluate", "decide", "serve", "doctor", "quickstart"]
+COMMANDS = ["data", "train", "sweep", "evaluate", "decide", "serve", "report", "doctor", "quickstart"]
+SIMULATE = ["ab", "aa", "calibrate", "coverage", "uplift", "rllib", "logs"]
+_OWN_OPTION = {"quickstart": "--folder", "report": "--output"}
 
 
 def test_the_commands_are_those_of_the_readme() -> None:
     listed = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
     assert listed == COMMANDS
+    assert [c.callback.__name__ for c in simulate.app.registered_commands if c.callback] == SIMULATE
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"simulate {name}" for name in SIMULATE)])
 def test_every_command_explains_itself(command) -> None:
-    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"})
+    result = CliRunner().invoke(
+        cli.app, [*command.split(), "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"}
+    )
     assert result.exit_code == 0 and "Usage:" in result.output
-    assert ("--folder" if command == "quickstart" else "--set") in result.output
+    assert _OWN_OPTION.get(command, "--set") in result.output
 
 
 def test_help_loads_neither_ray_nor_torch() -> None:
