@@ -151,6 +151,13 @@ class EpisodeGrid:
         return self.order[self.start]
 
     @cached_property
+    def position(self) -> np.ndarray:
+        """int64 [N], number of each row's step in its episode, from 0."""
+        position = np.empty(len(self.order), dtype=np.int64)
+        position[self.order] = np.arange(len(self.order)) - np.repeat(self.start, self.length)
+        return position
+
+    @cached_property
     def rows(self) -> np.ndarray:
         """int64 [E, T], row number of each step; where the episode has ended, its first row (masked out)."""
         rows = np.repeat(self.first[:, None], self.length.max(), axis=1)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from plpm_ray.evaluation.config import ModelsConfig
 from plpm_ray.evaluation.estimators import DR, SNIPS, Estimate, Estimator
-from plpm_ray.evaluation.fqe import FittedQ, FQEConfig, fitted_q, with_cap_note
+from plpm_ray.evaluation.fqe import FittedQ, FQEConfig, QFits, fitted_q
 from plpm_ray.evaluation.held_out import HeldOutLog
 from plpm_ray.evaluation.inference import Terms
 from plpm_ray.evaluation.metrics import realised_return
@@ -70,9 +70,11 @@ class PolicyValue:
         self.config = config
         self._estimator: Estimator = ESTIMATORS[config.estimator](config.thresholds(), level=config.level)
         self._samples_of_baseline: np.ndarray | None = None
+        self._fit_error_of_baseline = 0.0
+        self._fits: QFits | None = None
         self.baseline: Estimate | None = None
         if baseline is not None:
-            self.baseline, self._samples_of_baseline = self._judge(baseline)
+            self.baseline, self._samples_of_baseline, self._fit_error_of_baseline = self._judge(baseline)
             if self.baseline.refused is not None:
                 self._samples_of_baseline = None
         elif config.baseline == "logged":
@@ -93,12 +95,15 @@ class PolicyValue:
         Args:
             pi: (N, K) probabilities in every row of the log.
         """
-        value, samples = self._judge(pi)
+        value, samples, fit_error = self._judge(pi)
         if self._samples_of_baseline is None:
             return value, None
         terms = Terms(samples - self._samples_of_baseline)
         clusters = self._estimator.sample_clusters(self.log.data)
-        return value, self._estimator.summarise(terms, clusters, value.support, self.log.data)
+        error = float(np.hypot(fit_error, self._fit_error_of_baseline))
+        return value, self._estimator.summarise(
+            terms, clusters, value.support, self.log.data, fit_error=error
+        )
 
     def goal(self, value: Estimate, gain: Estimate | None) -> float | None:
         """What policies are ranked by, as `config.rank_by` says; None where the estimate was refused.
@@ -110,15 +115,15 @@ class PolicyValue:
             return value.value
         return value.low if gain is None else gain.low
 
-    def _judge(self, pi: np.ndarray) -> tuple[Estimate, np.ndarray]:
+    def _judge(self, pi: np.ndarray) -> tuple[Estimate, np.ndarray, float]:
+        """Estimate, samples whose mean it is, and the standard error that fits add beside these."""
         data, q_hat = self.log.data, self.log.q_hat
         if self.config.estimator == "fqe":
-            settings = FQEConfig(bootstrap=0)
-            fitted = fitted_q(self.log.x, data, pi, settings, self.config.thresholds())
-            estimate = self._estimator.estimate(data, pi, fitted.q)
-            estimate = with_cap_note(estimate, settings) if fitted.capped else estimate
-            return estimate, self._estimator.per_sample(data, pi, fitted.q)
-        return self._estimator.estimate(data, pi, q_hat), self._estimator.per_sample(data, pi, q_hat)
+            settings = FQEConfig(level=self.config.level)
+            self._fits = self._fits or QFits(self.log.x, data, settings)
+            fitted = fitted_q(self.log.x, data, pi, settings, self.config.thresholds(), self._fits)
+            return fitted.estimate, fitted.per_episode, fitted.fit_error
+        return self._estimator.estimate(data, pi, q_hat), self._estimator.per_sample(data, pi, q_hat), 0.0
 
     def _logged_samples(self) -> np.ndarray:
         data = self.log.data

@@ -14,7 +14,7 @@ and b_a = sum c z y over the rows of action a, and H_a = G_a + t I,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -53,22 +53,34 @@ class ActionRidge:
         Returns:
             A function from targets y [N] to beta + delta_a, float64 [D + 1, K]; multiply with `design(x)`.
         """
-        identity = np.eye(len(self._grams[0]))
-        left = shared_penalty * identity
-        left[0, 0] = 0.0
-        inverses = [np.linalg.inv(gram + action_penalty * identity) for gram in self._grams]
-        shrinks = [inverse @ gram for inverse, gram in zip(inverses, self._grams, strict=True)]
-        for gram, shrink in zip(self._grams, shrinks, strict=True):
-            left += gram - gram @ shrink
-        # columns that never vary are zero after standardisation: a tiny ridge keeps them solvable
-        left += 1e-9 * max(1.0, float(np.trace(left)) / len(left)) * identity
+        solve = moment_solver(self._grams, shared_penalty, action_penalty)
+        return lambda y: solve([w.T @ y[rows] for rows, w in zip(self._rows, self._weighted, strict=True)])
 
-        def solve(y: np.ndarray) -> np.ndarray:
-            moments = [w.T @ y[rows] for rows, w in zip(self._rows, self._weighted, strict=True)]
-            # H_a^-1 and G_a commute, so G_a H_a^-1 b_a = (H_a^-1 G_a)' b_a
-            right = np.sum([b - s.T @ b for b, s in zip(moments, shrinks, strict=True)], axis=0)
-            beta = np.linalg.solve(left, right)
-            own = [inv @ b - s @ beta for b, s, inv in zip(moments, shrinks, inverses, strict=True)]
-            return beta[:, None] + np.stack(own, axis=1)
 
-        return solve
+def moment_solver(
+    grams: Sequence[np.ndarray], shared_penalty: float, action_penalty: float
+) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """Factorise equation (2) for given G_a, K matrices [D + 1, D + 1].
+
+    Returns:
+        A function from b_a, K vectors [D + 1], to beta + delta_a, float64 [D + 1, K].
+    """
+    identity = np.eye(len(grams[0]))
+    left = shared_penalty * identity
+    left[0, 0] = 0.0
+    inverses = [np.linalg.inv(gram + action_penalty * identity) for gram in grams]
+    shrinks = [inverse @ gram for inverse, gram in zip(inverses, grams, strict=True)]
+    for gram, shrink in zip(grams, shrinks, strict=True):
+        left += gram - gram @ shrink
+    # columns that never vary are zero after standardisation: a tiny ridge keeps them solvable
+    left += 1e-9 * max(1.0, float(np.trace(left)) / len(left)) * identity
+    factor = np.linalg.inv(left)
+
+    def solve(moments: Sequence[np.ndarray]) -> np.ndarray:
+        # H_a^-1 and G_a commute, so G_a H_a^-1 b_a = (H_a^-1 G_a)' b_a
+        right = np.sum([b - s.T @ b for b, s in zip(moments, shrinks, strict=True)], axis=0)
+        beta = factor @ right
+        own = [inv @ b - s @ beta for b, s, inv in zip(moments, shrinks, inverses, strict=True)]
+        return beta[:, None] + np.stack(own, axis=1)
+
+    return solve

@@ -13,7 +13,7 @@ from plpm_ray.core.features import FeatureSpec
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.evaluation.config import JudgeConfig
 from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimator
-from plpm_ray.evaluation.fqe import FQEConfig, fitted_q
+from plpm_ray.evaluation.fqe import FQEConfig, QFits, fitted_q
 from plpm_ray.evaluation.held_out import Decisions, HeldOutLog, held_out_log, read_decisions
 from plpm_ray.evaluation.metrics import agreement, assignment_ratio, overestimation_gap, realised_return
 from plpm_ray.evaluation.sequential import logged_value
@@ -93,7 +93,8 @@ def evaluate(
         reward=config.reward_config(config.seed),
         fit_rows=config.max_sessions,
     )
-    results = [_logged(log, held_out, config), *(_judge(p, log, held_out, config) for p in policies)]
+    judge = LogJudge(log, config)
+    results = [_logged(log, held_out, config), *(_judge(p, judge, held_out) for p in policies)]
     return Evaluation(results, log.diagnostics, warehouse.info.pages.names)
 
 
@@ -118,9 +119,35 @@ def probabilities(judged: Judged, decisions: Decisions) -> tuple[np.ndarray, np.
     return np.concatenate(probs), np.concatenate(values) if with_values else None
 
 
-def _judge(judged: Judged, log: HeldOutLog, held_out: Decisions, config: JudgeConfig) -> PolicyResult:
+class LogJudge:
+    """Estimates the values of policies on one log.
+
+    Args:
+        log: the held-out rows.
+        config: estimators, refusals, level.
+    """
+
+    def __init__(self, log: HeldOutLog, config: JudgeConfig) -> None:
+        self.log, self.config = log, config
+        self._settings = FQEConfig(level=config.level, seed=config.seed)
+        self._fits: QFits | None = None
+
+    def estimates(self, pi: np.ndarray) -> list[Estimate]:
+        """By each of the config's estimators, of the policy with probabilities pi (N, K)."""
+        return [self._estimate(name, pi) for name in self.config.estimators]
+
+    def _estimate(self, name: str, pi: np.ndarray) -> Estimate:
+        log, config = self.log, self.config
+        if name == "fqe":
+            self._fits = self._fits or QFits(log.x, log.data, self._settings)
+            return fitted_q(log.x, log.data, pi, self._settings, config.thresholds(), self._fits).estimate
+        estimator = ESTIMATORS[name](config.thresholds(), level=config.level, seed=config.seed)
+        return estimator.estimate(log.data, pi, log.q_hat)
+
+
+def _judge(judged: Judged, judge: LogJudge, held_out: Decisions) -> PolicyResult:
     pi, values = probabilities(judged, held_out)
-    estimates = [_estimate(name, log, pi, config) for name in config.estimators]
+    estimates = judge.estimates(pi)
     metrics: dict[str, Any] = {
         "agreement": agreement(pi, held_out.action, held_out.user),
         "pages": assignment_ratio(pi),
@@ -132,14 +159,6 @@ def _judge(judged: Judged, log: HeldOutLog, held_out: Decisions, config: JudgeCo
             values, held_out.action, returns, held_out.user
         )
     return PolicyResult(judged.label, estimates, metrics)
-
-
-def _estimate(name: str, log: HeldOutLog, pi: np.ndarray, config: JudgeConfig) -> Estimate:
-    if name == "fqe":
-        settings = FQEConfig(level=config.level, seed=config.seed)
-        return fitted_q(log.x, log.data, pi, settings, config.thresholds()).estimate
-    estimator = ESTIMATORS[name](config.thresholds(), level=config.level, seed=config.seed)
-    return estimator.estimate(log.data, pi, log.q_hat)
 
 
 def _logged(log: HeldOutLog, held_out: Decisions, config: JudgeConfig) -> PolicyResult:

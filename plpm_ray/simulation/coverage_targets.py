@@ -23,18 +23,25 @@ from plpm_ray.simulation.world import World
 class TargetConfig(StrictConfig):
     """One policy to evaluate: exactly one of `builtin`, `page`, `navigator` and `bundle`."""
 
-    label: str | None = Field(default=None, min_length=1, description="name in tables; default: that of what chooses")
+    label: str | None = Field(
+        default=None, min_length=1, description="name in tables; default: that of what chooses"
+    )
     builtin: Literal["logging", "random", "regression", "myopic_oracle"] | None = Field(
         default=None,
         description="logging: the policy that made the logs; random: any page; regression: by the seconds that a linear "
         "regression on other users' logs expects; myopic_oracle: by the seconds that are truly to be expected",
     )
     page: str | None = Field(default=None, description="always this page")
-    navigator: Named | None = Field(default=None, description="registered navigator without training, and its options")
+    navigator: Named | None = Field(
+        default=None, description="registered navigator without training, and its options"
+    )
     bundle: str | None = Field(default=None, description="bundle folder, run folder, or `runs/<name>`")
     policy: PolicyConfig = Field(default=PolicyConfig(), description="how pages are drawn from scores")
     logged_share: float = Field(
-        default=0.0, ge=0, lt=1, description="share of decisions left to the logging policy, as in a partial roll-out"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of decisions left to the logging policy, as in a partial roll-out",
     )
 
     @model_validator(mode="before")
@@ -48,7 +55,9 @@ class TargetConfig(StrictConfig):
     def _one_of_all(self) -> TargetConfig:
         given = [n for n in ("builtin", "page", "navigator", "bundle") if getattr(self, n) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of builtin, page, navigator and bundle, not {given or 'none'}")
+            raise ValueError(
+                f"give exactly one of builtin, page, navigator and bundle, not {given or 'none'}"
+            )
         return self
 
     @property
@@ -56,7 +65,9 @@ class TargetConfig(StrictConfig):
         """The label, or the name of what chooses."""
         if self.label is not None:
             return self.label
-        return str(self.bundle or (self.navigator and self.navigator.name) or self.builtin or f"always {self.page}")
+        return str(
+            self.bundle or (self.navigator and self.navigator.name) or self.builtin or f"always {self.page}"
+        )
 
     @property
     def arm(self) -> ArmConfig:
@@ -98,7 +109,11 @@ class Target:
     """
 
     def __init__(
-        self, config: TargetConfig, world: World, regression: Regression | None = None, plugins: tuple[str, ...] = ()
+        self,
+        config: TargetConfig,
+        world: World,
+        regression: Regression | None = None,
+        plugins: tuple[str, ...] = (),
     ) -> None:
         self.config, self.title, self.k = config, config.title, len(world)
         self.policy = Policy(config.policy)

@@ -93,7 +93,8 @@ def truths(
                 total_U += _day(deepcopy(life), target, gamma)
         active_U += _logged_day(life, targets, use_TU, entries_U, return_TU, gamma)
     return [
-        Truth(Ratio.of(use, entries_U), Ratio.of(total, active_U)) for use, total in zip(use_TU, return_TU, strict=True)
+        Truth(Ratio.of(use, entries_U), Ratio.of(total, active_U))
+        for use, total in zip(use_TU, return_TU, strict=True)
     ]
 
 

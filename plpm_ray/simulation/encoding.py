@@ -24,7 +24,7 @@ from plpm_ray.simulation.online import OnlineFeatures
 from plpm_ray.simulation.simulation import Sessions, Simulation, run_days
 from plpm_ray.simulation.world import World
 
-_FIT_USERS, _FIT_FIRST_USER = 1000, 1 << 41
+_FIT_USERS, _FIT_FIRST_USER = 500, 1 << 41
 _FIT_WARMUP_DAYS, _FIT_DAYS = 14, 7
 
 

@@ -35,7 +35,7 @@ from plpm_ray.simulation.rllib_config import (
 )
 from plpm_ray.simulation.vector_env import LandingPageVectorEnv
 
-_FRAGMENT = 4
+_FRAGMENT, _SMOOTHED_EPISODES = 4, 1000
 _NORM_RATE = 1e-8  # RLlib's own: the norm of the advantages stays where it began
 
 
@@ -90,6 +90,7 @@ def build(config: RLlibConfig, experience: Experience, runners: int) -> Algorith
     made.training(grad_clip_by="global_norm", train_batch_size_per_learner=settings.batch_size)
     made.framework("torch").debugging(seed=config.seed, log_level="ERROR")
     made.learners(num_learners=0)
+    made.reporting(metrics_num_episodes_for_smoothing=_SMOOTHED_EPISODES)
     made.rl_module(
         model_config=DefaultModelConfig(
             fcnet_hiddens=list(settings.hidden), fcnet_activation="relu", vf_share_layers=False

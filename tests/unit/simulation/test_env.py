@@ -145,7 +145,7 @@ def test_where_pages_change_nothing_actions_change_nothing():
 
 def test_random_pages_bring_what_they_bring_in_the_simulation():
     """Mean seconds of a user-day, of users drawn in another way, day by day over a week."""
-    warmup, users = 3, 400
+    warmup, users = 2, 250
     cohort = Cohort(LandingTask.of(WORLD, warmup_days=warmup), 7 * users, seed=1)
     policy = RandomPage()
     played = cohort.play(lambda simulation, entries, _: policy.choose(simulation, entries).page)
