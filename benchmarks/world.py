@@ -86,12 +86,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bundle", help="a trained IIT; default: random weights")
     arguments = parser.parse_args()
-    print(
-        f"{platform.processor() or platform.machine()}, NumPy {np.__version__}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}"
-    )
-    print(
-        f"{'world':<12}{'without policy':>16}{'logging':>12}{'oracle':>12}{'IIT':>12}{'IIT / without':>15}   sessions per CPU second"
-    )
+    threads = os.environ.get("OMP_NUM_THREADS", "unset")
+    print(f"{platform.processor() or platform.machine()}, NumPy {np.__version__}, OMP_NUM_THREADS={threads}")
+    head = f"{'world':<12}{'without policy':>16}{'logging':>12}{'oracle':>12}{'IIT':>12}{'IIT / without':>15}"
+    print(f"{head}   sessions per CPU second")
     for name in shipped_worlds():
         world = World(load_world(name))
         size = (arguments.users, arguments.days)

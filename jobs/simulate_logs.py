@@ -1,4 +1,4 @@
-"""`plpm simulate logs` as a Ray job: `ray job submit --working-dir . -- python jobs/simulate_logs.py [CONFIG] [key=value ...]`."""
+"""`plpm simulate logs` as a Ray job: `ray job submit --working-dir . -- python jobs/simulate_logs.py [CONFIG] [key=value]`."""
 
 import sys
 from pathlib import Path

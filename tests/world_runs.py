@@ -12,8 +12,26 @@ from plpm_ray.simulation.config import WorldConfig
 from plpm_ray.simulation.simulation import Chooser, Entries, Sessions, Simulation, run_days
 from plpm_ray.simulation.world import World
 
-_OFF = ("population", "tide", "week", "day_intent", "satiation", "unfinished", "live", "push", "browsing", "returning")
-_ALIKE = {"active_sd": 0.0, "user_sd": 0.0, "day_sd": 0.0, "multi_active": 0.0, "fatigue": 0.0, "rest_min": 0.0}
+_OFF = (
+    "population",
+    "tide",
+    "week",
+    "day_intent",
+    "satiation",
+    "unfinished",
+    "live",
+    "push",
+    "browsing",
+    "returning",
+)
+_ALIKE = {
+    "active_sd": 0.0,
+    "user_sd": 0.0,
+    "day_sd": 0.0,
+    "multi_active": 0.0,
+    "fatigue": 0.0,
+    "rest_min": 0.0,
+}
 
 
 def plain_world(pages: int | list[dict[str, Any]] = 3, **sections: dict[str, Any]) -> World:

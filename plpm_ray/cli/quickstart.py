@@ -132,7 +132,7 @@ def _ask(bundle: Path, tables: str) -> dict[str, Any]:
 
 
 def _last_entry(warehouse: Any) -> tuple[int, int]:
-    """User and entry time (ms) of a session on the last day of the tables."""
+    """User and exit time (ms) of a session on the last day of the tables."""
     days = warehouse.sessions.days()
     table = next(
         t for b in range(warehouse.info.n_buckets) if (t := warehouse.sessions.read(b, days[-1:])) is not None

@@ -75,8 +75,9 @@ def experiment(config: Path | None, sets: list[str] | None) -> dict[str, Any]:
     clock = Clock()
     settings, source = _read(ExperimentConfig, config, sets)
     result = run_experiment(settings, source)
+    print(f"world {result['world']}: {len(result['pages'])} pages, seed of the split {result['seed']}")
     print(format_experiment(result))
-    shown = {"run": Path(result["run"]), "users": result["users"], "arms": len(result["arms"])}
+    shown = {"run": Path(result["run"]), "world": result["world"], "users": result["users"]}
     _finish("simulate ab", result, clock, shown)
     return result
 

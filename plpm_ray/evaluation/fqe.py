@@ -32,7 +32,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from plpm_ray.evaluation.estimators import Estimate, Estimator
-from plpm_ray.evaluation.fqe_fit import FoldQ, FQEConfig, QFits, next_value
+from plpm_ray.evaluation.fqe_config import FQEConfig
+from plpm_ray.evaluation.fqe_fit import FoldQ, QFits, next_value
 from plpm_ray.evaluation.inference import Terms, cluster_codes, t_quantile
 from plpm_ray.evaluation.logged import LoggedData
 from plpm_ray.evaluation.metrics import realised_return
@@ -103,7 +104,9 @@ class CorrectedQ(FittedQ):
 
     def support(self, data: LoggedData, pi: np.ndarray) -> Support:
         pi = data.check_policy(pi)
-        return measure_support(np.asarray(data.cluster), data.weights(pi), pi, data.behaviour, self.thresholds)
+        return measure_support(
+            np.asarray(data.cluster), data.weights(pi), pi, data.behaviour, self.thresholds
+        )
 
 
 def fitted_q(
@@ -181,7 +184,9 @@ def _corrected(
     residual -= logged.cross_fitted(fits.x, k)[np.arange(len(data)), data.action]
     discount = config.gamma**grid.position
     change = discount * (data.weights(pi) - (grid.position > 0)) * residual
-    terms = Terms(v[grid.first] + np.bincount(grid.episode_of_row, weights=change, minlength=len(grid.length)))
+    terms = Terms(
+        v[grid.first] + np.bincount(grid.episode_of_row, weights=change, minlength=len(grid.length))
+    )
     fit_error = _jackknife(fits, data, pi, discount, fitted, logged)
     estimator = CorrectedQ(thresholds, level=config.level, seed=config.seed)
     clusters, support = estimator.sample_clusters(data), estimator.support(data, pi)

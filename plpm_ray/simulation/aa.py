@@ -21,7 +21,7 @@ from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.evaluation.experiment import analyse
 from plpm_ray.evaluation.experiment_checks import false_positives
 from plpm_ray.evaluation.experiment_metrics import metric_catalogue
-from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser
+from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser, resolved_arm
 from plpm_ray.simulation.choosers import LoggingPolicy
 from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
 from plpm_ray.simulation.experiment import live
@@ -91,8 +91,9 @@ def run_aa(config: AAConfig, source: ConfigSource | None = None) -> dict[str, An
         run_dir / "config.json", {**identity, "world": world.model_dump(mode="json"), "version": version}
     )
     step = max(1, _USERS // config.users)
+    for_tasks = config.model_copy(update={"arm": resolved_arm(config.arm)})
     items = [
-        _Item(config, world, first, min(first + step, config.experiments))
+        _Item(for_tasks, world, first, min(first + step, config.experiments))
         for first in range(0, config.experiments, step)
     ]
     done = run_tasks(

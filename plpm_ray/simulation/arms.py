@@ -114,6 +114,14 @@ def check_arm(
     return bundle.version
 
 
+def resolved_arm(arm: ArmConfig) -> ArmConfig:
+    """The arm under its title, with the bundle's folder in full: tasks may run in another folder, and a newer run may appear."""
+    if arm.bundle is None:
+        return arm
+    found = find_bundle(arm.bundle).resolve()
+    return arm.model_copy(update={"label": arm.title, "bundle": str(found)})
+
+
 def make_chooser(world: World, arm: ArmConfig, plugins: tuple[str, ...] = ()) -> Chooser:
     """What chooses the pages of an arm; it keeps the state of the users of one simulation."""
     if arm.page is not None:

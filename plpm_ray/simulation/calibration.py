@@ -25,7 +25,7 @@ from rich.table import Table
 from plpm_ray.core.config import StrictConfig
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.simulation.calibration_rows import calibration_rows, shares
-from plpm_ray.simulation.calibration_targets import targets_of, with_aggregates
+from plpm_ray.simulation.calibration_targets import with_aggregates
 from plpm_ray.simulation.calibration_totals import CalibrationSink, CalibrationTotals
 from plpm_ray.simulation.choosers import LoggingPolicy
 from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
@@ -68,7 +68,7 @@ def calibrate(config: CalibrationConfig) -> dict[str, Any]:
     described = load_world(config.world)
     if config.seed is not None:
         described = described.model_copy(update={"seed": config.seed})
-    targets, disagreements = targets_of(described), []
+    targets, disagreements = described.targets, []
     if config.aggregates is not None:
         targets, disagreements = with_aggregates(targets, config.aggregates)
     totals = measure(described, config)

@@ -59,7 +59,7 @@ def calibration_rows(
 def quantities(world: World, targets: Targets, totals: CalibrationTotals, first_day: int) -> list[Row]:
     """Everything that is measured, for totals with G = 1."""
     return [
-        _hours(targets, totals),
+        *_hours(targets, totals),
         *_entries(targets, totals),
         *_use(targets, totals),
         *_pages(world, targets, totals),
@@ -68,12 +68,12 @@ def quantities(world: World, targets: Targets, totals: CalibrationTotals, first_
     ]
 
 
-def _hours(t: Targets, totals: CalibrationTotals) -> Row:
-    name = "distance of the hourly curve (total var.)"
+def _hours(t: Targets, totals: CalibrationTotals) -> list[Row]:
+    """The distance to the target, where there is one; the curve itself stands beside the rows."""
     if t.hourly is None:
-        return Row("hours", name, "%", _UNKNOWN)
+        return []
     apart = np.abs(shares(totals.hour_views[0]) - shares(np.asarray(t.hourly))).sum() / 2
-    return Row("hours", name, "%", 100 * float(apart), 0.0, "hourly")
+    return [Row("hours", "distance of the hourly curve (total var.)", "%", 100 * float(apart), 0.0, "hourly")]
 
 
 def _entries(t: Targets, totals: CalibrationTotals) -> list[Row]:

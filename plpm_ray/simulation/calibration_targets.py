@@ -16,23 +16,11 @@ import numpy as np
 
 from plpm_ray.core.config import ConfigSource, validate
 from plpm_ray.core.errors import ConfigError, DataError
-from plpm_ray.simulation.config import WorldConfig
 from plpm_ray.simulation.targets import Targets
 
 HOLIDAYS_FROM = dt.date(2022, 4, 29)
 """Labour Day's holidays begin; the weekdays of KuaiRand are read from the three whole weeks before."""
 _DIFFERENT = 0.005  # relative; constants in a YAML are rounded
-
-
-def targets_of(config: WorldConfig) -> Targets:
-    """The targets of a world; the hours and weekdays that it does not state are those of its tide and week."""
-    targets, update = config.targets, {}
-    sources = dict(targets.sources)
-    if targets.hourly is None and config.tide.enabled:
-        update["hourly"], sources["hourly"] = config.tide.hours, "the world's tide"
-    if targets.weekday is None and config.week.enabled:
-        update["weekday"], sources["weekday"] = config.week.activity, "the world's week"
-    return targets.model_copy(update={**update, "sources": sources})
 
 
 def with_aggregates(targets: Targets, folder: str | Path) -> tuple[Targets, list[str]]:

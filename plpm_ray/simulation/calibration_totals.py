@@ -72,18 +72,16 @@ class CalibrationTotals:
 
     def without(self, group: int | None) -> CalibrationTotals:
         """The totals of all groups but one (None: of all), with G = 1."""
-        keep = np.ones(len(self.users), dtype=bool)
-        if group is not None:
-            keep[group] = False
-        whose = np.isin(self.user_group, np.flatnonzero(keep))
-        return CalibrationTotals(
-            **{
-                f.name: getattr(self, f.name)[whose]
-                if f.name.startswith("user_")
-                else getattr(self, f.name)[keep].sum(axis=0, keepdims=True)
-                for f in fields(self)
-            }
-        )
+        whose = slice(None) if group is None else self.user_group != group
+        found = {}
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if field.name.startswith("user_"):
+                found[field.name] = values[whose]
+            else:
+                total = values.sum(axis=0, keepdims=True)
+                found[field.name] = total if group is None else total - values[group]
+        return CalibrationTotals(**found)
 
 
 def jackknife(

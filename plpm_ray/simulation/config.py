@@ -42,7 +42,7 @@ class WorldConfig(StrictConfig):
 
     name: str = Field(min_length=1, description="name in reports and logs")
     description: str = Field(default="", description="one sentence")
-    seed: int = Field(default=0, ge=0, description="seed of the users and of their luck")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the users and of their luck")
     first_day: dt.date = Field(default=dt.date(2024, 3, 4), description="first local day")
     pages: tuple[WorldPage, ...] = Field(description="2 to 32 pages")
     population: Population = Field(default_factory=Population)

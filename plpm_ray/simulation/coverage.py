@@ -8,7 +8,7 @@ a large population of other users (`coverage_truth`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -23,16 +23,16 @@ from plpm_ray.core.storage import write_json
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.evaluation.config import ModelsConfig
 from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimator
-from plpm_ray.evaluation.fqe import FQEConfig, fitted_q
+from plpm_ray.evaluation.fqe import FQEConfig, QFits, fitted_q
 from plpm_ray.evaluation.held_out import HeldOutLog, prepare_log
-from plpm_ray.evaluation.sequential import SequentialDR
+from plpm_ray.evaluation.sequential import PDIS, SequentialDR
 from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
 from plpm_ray.simulation.coverage_logs import simulate_log
 from plpm_ray.simulation.coverage_targets import Regression, Target, TargetConfig
 from plpm_ray.simulation.coverage_truth import Truth, truths
 from plpm_ray.simulation.world import World
 
-Name = Literal["snips", "ips", "dr", "dm", "fqe", "sequential_dr"]
+Name = Literal["snips", "ips", "dr", "dm", "fqe", "fqe_plug_in", "pdis", "sequential_dr"]
 _ONE_STEP: Mapping[str, type[Estimator]] = {"snips": SNIPS, "ips": IPS, "dr": DR, "dm": DM}
 _TRUTH_FIRST, _REGRESSION_FIRST = 1 << 38, 1 << 39
 _TRUTH_USERS = 4000  # simulated at once
@@ -45,17 +45,12 @@ _TARGETS: tuple[dict[str, Any], ...] = (
         "policy": {"kind": "epsilon", "epsilon": 0.2},
     },
     {
-        "label": "longest use, soft",
-        "navigator": "heuristic.longest_use",
+        "label": "last exit page, soft",
+        "navigator": "heuristic.last_exit_page",
         "policy": {"kind": "epsilon", "epsilon": 0.2},
     },
-    {
-        "label": "regression, half",
-        "builtin": "regression",
-        "policy": {"kind": "softmax", "temperature": 50.0},
-        "logged_share": 0.5,
-    },
-    {"label": "random, half", "builtin": "random", "logged_share": 0.5},
+    {"label": "regression, greedy", "builtin": "regression"},
+    {"label": "random", "builtin": "random"},
     {"label": "always following", "page": "following"},
 )
 
@@ -81,21 +76,24 @@ class CoverageConfig(StrictConfig):
     estimators: tuple[Name, ...] = Field(
         default=("snips", "dr", "fqe"),
         min_length=1,
-        description="snips, ips, dr, dm: seconds per decision; fqe, sequential_dr: seconds per user-day",
+        description="snips, ips, dr, dm: seconds per decision; fqe, fqe_plug_in (without the correction by the log), pdis, "
+        "sequential_dr: seconds per user-day",
     )
     repetitions: int = Field(default=100, ge=1, description="logs that are judged, each of users of its own")
-    users: int = Field(default=1000, ge=50, description="users of one repetition")
+    users: int = Field(default=1500, ge=50, description="users of one repetition")
     warmup_days: int = Field(default=7, ge=0, description="days before the logs")
     train_days: int = Field(default=2, ge=1, description="logged days on which the models are fitted")
     days: int = Field(default=2, ge=1, description="logged days after them, on which policies are valued")
     truth_users: int = Field(
-        default=20_000, ge=100, description="other users, whose simulation gives the truth"
+        default=60_000, ge=100, description="other users, whose simulation gives the truth"
     )
     gamma: float = Field(
         default=1.0, gt=0, le=1, description="discount per entry of the day, of fqe and its truth"
     )
     models: ModelsConfig = Field(default=ModelsConfig(), description="models, level, and when to refuse")
-    refits: int = Field(default=20, ge=0, description="fits of fqe on resampled users, for its interval")
+    refits: int = Field(
+        default=20, ge=0, description="fits of fqe_plug_in on resampled users, for its interval"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the users")
     backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
     workers: int | None = Field(
@@ -117,18 +115,20 @@ class _Task:
 
     config: CoverageConfig
     world: WorldConfig
+    targets: Sequence[Target]
     number: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one estimator said of one target: value and interval, or that it refused."""
+    """What one estimator said of one target: value, interval and standard error, or that it refused."""
 
     estimator: str
     target: str
     value: float = float("nan")
     low: float = float("nan")
     high: float = float("nan")
+    error: float = float("nan")
     refused: str | None = None
 
 
@@ -146,12 +146,13 @@ def run_coverage(config: CoverageConfig) -> dict[str, Any]:
     run_dir = Path(config.run_root) / f"{config.name}-{config_hash(identity)}"
     write_json(run_dir / "config.json", identity)
     execution: dict[str, Any] = {"backend": config.backend, "workers": config.workers}
-    parts = [_Task(config, world, n) for n in range(-(-config.truth_users // _TRUTH_USERS))]
+    targets = _targets(config, World(world))
+    parts = [_Task(config, world, targets, n) for n in range(-(-config.truth_users // _TRUTH_USERS))]
     known = [
         reduce(add, truth)
         for truth in zip(*run_tasks(_truth, parts, progress="simulating the truth", **execution), strict=True)
     ]
-    tasks = [_Task(config, world, n) for n in range(config.repetitions)]
+    tasks = [_Task(config, world, targets, n) for n in range(config.repetitions)]
     answers = run_tasks(_repetition, tasks, progress="judging logs", **execution)
     result = {
         "kind": "coverage",
@@ -174,12 +175,12 @@ def _world(config: CoverageConfig) -> WorldConfig:
     return WorldConfig.model_validate({**world.model_dump(), "logging": logging.model_dump()})
 
 
-def _targets(task: _Task, world: World) -> list[Target]:
+def _targets(config: CoverageConfig, world: World) -> list[Target]:
     regression = None
-    if any(target.builtin == "regression" for target in task.config.targets):
+    if any(target.builtin == "regression" for target in config.targets):
         ids = np.arange(1500) + _REGRESSION_FIRST
-        regression = Regression.of(simulate_log(world, ids, task.config.warmup_days, 2), len(world))
-    return [Target(target, world, regression, task.config.plugins) for target in task.config.targets]
+        regression = Regression.of(simulate_log(world, ids, config.warmup_days, 2), len(world))
+    return [Target(target, world, regression, config.plugins) for target in config.targets]
 
 
 def _truth(task: _Task) -> list[Truth]:
@@ -187,7 +188,7 @@ def _truth(task: _Task) -> list[Truth]:
     first = task.number * _TRUTH_USERS
     ids = np.arange(first, min(first + _TRUTH_USERS, config.truth_users)) + _TRUTH_FIRST + config.seed * 10**9
     before = config.warmup_days + config.train_days
-    return truths(world, _targets(task, world), ids, before, config.days, config.gamma)
+    return truths(world, task.targets, ids, before, config.days, config.gamma)
 
 
 def _repetition(task: _Task) -> list[Answer]:
@@ -207,36 +208,49 @@ def _repetition(task: _Task) -> list[Answer]:
         models.propensity_config(task.number),
         models.reward_config(task.number),
     )
-    answers = []
-    for target in _targets(task, world):
-        pi = target.probabilities(held_out.moment)
-        answers += [_answer(name, target.title, estimate) for name, estimate in _estimates(config, ready, pi)]
-    return answers
+    estimates = _Estimates(config, ready, task.number)
+    return [
+        _answer(name, target.title, estimates.of(name, pi))
+        for target in task.targets
+        for pi in [target.probabilities(held_out.moment)]
+        for name in config.estimators
+    ]
 
 
-def _estimates(config: CoverageConfig, log: HeldOutLog, pi: np.ndarray) -> list[tuple[str, Estimate]]:
-    models, made = config.models, []
-    thresholds, q = models.thresholds(), None
-    for name in config.estimators:
+class _Estimates:
+    """All estimators on one log."""
+
+    def __init__(self, config: CoverageConfig, log: HeldOutLog, seed: int) -> None:
+        self.config, self.log, self.thresholds = config, log, config.models.thresholds()
+        self.settings = FQEConfig(
+            gamma=config.gamma, level=config.models.level, refits=config.refits, bootstrap=0, seed=seed
+        )
+        self._fits: QFits | None = None
+
+    def of(self, name: str, pi: np.ndarray) -> Estimate:
+        """The estimate of the policy with probabilities pi (N, K)."""
+        log, level = self.log, self.config.models.level
         if name in _ONE_STEP:
-            estimator = _ONE_STEP[name](thresholds, level=models.level)
-            made.append((name, estimator.estimate(log.data, pi, log.q_hat)))
-            continue
-        if q is None:
-            settings = FQEConfig(gamma=config.gamma, level=models.level, refits=config.refits)
-            q = fitted_q(log.x, log.data, pi, settings, thresholds)
-        if name == "fqe":
-            made.append((name, q.estimate))
-        else:
-            estimator = SequentialDR(thresholds, gamma=config.gamma, level=models.level)
-            made.append((name, estimator.estimate(log.data, pi, q.q)))
-    return made
+            return _ONE_STEP[name](self.thresholds, level=level).estimate(log.data, pi, log.q_hat)
+        if name == "pdis":
+            return PDIS(self.thresholds, gamma=self.config.gamma, level=level).estimate(log.data, pi)
+        settings = replace(self.settings, correction=name != "fqe_plug_in")
+        self._fits = self._fits or QFits(log.x, log.data, self.settings)
+        fitted = fitted_q(log.x, log.data, pi, settings, self.thresholds, self._fits)
+        if name == "sequential_dr":
+            estimator = SequentialDR(self.thresholds, gamma=self.config.gamma, level=level)
+            return estimator.estimate(log.data, pi, fitted.q)
+        return fitted.estimate
 
 
 def _answer(name: str, target: str, estimate: Estimate) -> Answer:
     if estimate.refused:
-        return Answer(name, target, refused=str(estimate.refused))
-    return Answer(name, target, float(estimate.value), float(estimate.low), float(estimate.high))
+        return Answer(name, target, refused=estimate.refused)
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return Answer(name, target, refused="no value")
+    return Answer(
+        name, target, estimate.value, estimate.low, estimate.high, float(estimate.standard_error or 0.0)
+    )
 
 
 def _rows(config: CoverageConfig, known: Sequence[Truth], answers: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -266,7 +280,7 @@ def _row(
         "refused": len(said) - len(answered),
         "refusal": next((a.refused for a in said if a.refused), None),
     }
-    empty = dict.fromkeys(("mean", "bias", "sd", "rate", "rate_low", "rate_high", "ok"))
+    empty = dict.fromkeys(("mean", "bias", "sd", "standard_error", "rate", "rate_low", "rate_high", "ok"))
     if not answered:
         return {**row, **empty, "covered": 0}
     values = np.array([a.value for a in answered])
@@ -277,6 +291,7 @@ def _row(
         "mean": float(values.mean()),
         "bias": float(values.mean() - truth),
         "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "standard_error": float(np.mean([a.error for a in answered])),
         "covered": covered,
         "rate": covered / len(answered),
         "rate_low": float(interval.low),
@@ -289,7 +304,9 @@ def format_coverage(result: Mapping[str, Any]) -> str:
     """The table for a terminal, and why estimators refused."""
     nominal = 100 * result["nominal"]
     title = f"{result['world']}: {result['repetitions']} logs of {result['users']:,} users"
-    columns = f"{'truth':>14}{'mean':>9}{'bias':>8}{'sd':>8}{'covered':>10}   95 % range of the rate"
+    columns = (
+        f"{'truth':>14}{'mean':>9}{'bias':>8}{'sd':>8}{'error':>8}{'covered':>12}   95 % range of the rate"
+    )
     lines = [
         f"{title}; how often does the {nominal:.0f} % interval hold the truth?",
         "",
@@ -302,6 +319,7 @@ def format_coverage(result: Mapping[str, Any]) -> str:
             lines.append(f"{head}   refused {row['refused']} of {row['refused']}")
         else:
             sd = f"{row['sd']:>8.1f}" if row["sd"] is not None else f"{'-':>8}"
+            sd += f"{row['standard_error']:>8.1f}"
             note = "" if row["ok"] else "  too low" if row["rate_high"] < result["nominal"] else "  too high"
             note += f"  (refused {row['refused']})" if row["refused"] else ""
             lines.append(
@@ -312,6 +330,7 @@ def format_coverage(result: Mapping[str, Any]) -> str:
             reasons.append(f"{row['policy']}, {row['estimator']}: {row['refusal']}")
     lines += [
         "",
-        "seconds per decision (fqe, sequential_dr: per user-day); sd: of the estimates over the logs",
+        "seconds per decision (fqe, pdis, sequential_dr: per user-day); sd: of the estimates over the logs; error: mean of "
+        "their standard errors",
     ]
     return "\n".join(lines + [f"refused: {reason}" for reason in reasons])

@@ -37,7 +37,7 @@ class WorldLogsConfig(StrictConfig):
     days: int = Field(default=10, ge=1, description="logged local days")
     warmup_days: int = Field(default=7, ge=0, description="days that are simulated before, and not logged")
     seed: int | None = Field(
-        default=None, ge=0, description="seed of the users and their luck; null: that of the world"
+        default=None, ge=0, lt=2**63, description="seed of the users and their luck; null: that of the world"
     )
     replicate: int = Field(default=0, ge=0, description="another luck for the same users")
     policy: PolicySection = Field(

@@ -8,6 +8,7 @@ that do not depend on the number of workers, so results do not either.
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -21,11 +22,12 @@ from pydantic import Field, model_validator
 
 import plpm_ray
 from plpm_ray.core.config import ConfigSource, StrictConfig, config_hash
+from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.hashing import splitmix64
 from plpm_ray.core.storage import read_json, read_parquet, write_json, write_parquet
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.evaluation.experiment import analyse
-from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser
+from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser, resolved_arm
 from plpm_ray.simulation.choosers import LoggingPolicy
 from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
 from plpm_ray.simulation.navigated import NavigatorChooser
@@ -107,7 +109,7 @@ def run_experiment(config: ExperimentConfig, source: ConfigSource | None = None)
         The content of `ab.json`, with the run folder under "run".
 
     Raises:
-        ConfigError, BundleError: an arm cannot be made, or does not fit the world.
+        ConfigError, BundleError: an arm cannot be made, does not fit the world, or has fewer than two users.
     """
     source = source or ConfigSource({}, "config", {}, {})
     world = load_world(config.world)
@@ -123,8 +125,9 @@ def run_experiment(config: ExperimentConfig, source: ConfigSource | None = None)
     run_dir = Path(config.run_root) / f"{config.name}-{config_hash(identity)}"
     if (run_dir / "ab.json").exists():
         return {**read_json(run_dir / "ab.json"), "run": str(run_dir)}
+    for_tasks = config.model_copy(update={"arms": tuple(map(resolved_arm, config.arms))})
+    parts = _parts(for_tasks, world, (run_dir / "parts").absolute())
     write_json(run_dir / "config.json", identity)
-    parts = _parts(config, world, run_dir / "parts")
     counts = run_tasks(
         _simulate, parts, backend=config.backend, workers=config.workers, progress="simulating users"
     )
@@ -138,9 +141,8 @@ def run_experiment(config: ExperimentConfig, source: ConfigSource | None = None)
     for name, table in _tables(config, world, by_arm).items():
         write_parquet(run_dir / f"{name}.parquet", table)
     write_json(run_dir / "ab.json", result)
-    for part in parts:
-        part.path.unlink()
-    (run_dir / "parts").rmdir()
+    # with what tasks left that were killed
+    shutil.rmtree(run_dir / "parts", ignore_errors=True)
     return {**result, "run": str(run_dir)}
 
 
@@ -158,7 +160,12 @@ def split_users(config: ExperimentConfig) -> list[np.ndarray]:
 def _parts(config: ExperimentConfig, world: WorldConfig, folder: Path) -> list[_Part]:
     parts = []
     for arm, ids in enumerate(split_users(config)):
-        for start in range(0, max(len(ids), 1), config.users_per_task):
+        if len(ids) < 2:
+            raise ConfigError(
+                f"the arm {config.arms[arm].title!r} has {len(ids)} of {config.users} users, two are needed",
+                hint="raise `users`, or the arm's `share`",
+            )
+        for start in range(0, len(ids), config.users_per_task):
             some = ids[start : start + config.users_per_task]
             parts.append(_Part(config, world, arm, some, folder / f"users-{arm:03d}-{start:012d}.parquet"))
     return parts
@@ -213,6 +220,8 @@ def _result(
     titles = [arm.title for arm in config.arms]
     roles = {arm.builtin: arm.title for arm in reversed(config.arms) if arm.builtin is not None}
     weights = np.array([arm.share for arm in config.arms])
+    # tasks in threads of one process cannot tell whose CPU time it was
+    threads = config.backend == "local" and (config.workers or 1) > 1
     found = analyse(
         users,
         pages=world.catalogue.names,
@@ -239,9 +248,14 @@ def _result(
         "ab_days": config.ab_days,
         "seed": config.seed,
         **found,
-        "latency": {
-            title: 1e6 * c.cpu_s / c.decisions for title, c in zip(titles, counts, strict=True) if c.decisions
-        },
+        "latency": {} if threads else _latency(titles, counts),
+    }
+
+
+def _latency(titles: list[str], counts: list[Counts]) -> dict[str, float]:
+    """Microseconds of CPU a decision, of the arms that decide by a navigator."""
+    return {
+        title: 1e6 * c.cpu_s / c.decisions for title, c in zip(titles, counts, strict=True) if c.decisions
     }
 
 

@@ -37,16 +37,17 @@ class Explored:
     Args:
         inner: gives the probabilities of all pages.
         share: of the entries, 0 to 1.
+        seed: of the draws; another one than that of `inner`, whose draws would otherwise be the same.
     """
 
-    def __init__(self, inner: Chooser, share: float) -> None:
-        self.inner, self.share = inner, share
+    def __init__(self, inner: Chooser, share: float, seed: int = _EXPLORE_SEED) -> None:
+        self.inner, self.share, self.seed = inner, share, seed
         self.name = f"{chooser_name(inner)}, {share:g} even"
 
     def choose(self, simulation: Simulation, entries: Entries) -> Choice:
         choice = self.inner.choose(simulation, entries)
         k = choice.probabilities.shape[1]
-        u = uniforms(_EXPLORE_SEED, entries.user_hash, entries.entry_ms) / self.share
+        u = uniforms(self.seed, entries.user_hash, entries.entry_ms) / self.share
         page = np.where(u < 1, np.minimum(u * k, k - 1), choice.page).astype(np.int16)
         probs = (1 - self.share) * choice.probabilities + self.share / k
         return Choice(page, probs[np.arange(len(page)), page], probs)
@@ -78,7 +79,8 @@ def make_policy(
 
     arm, explore = _arm(policy, source, section)
     chooser = make_chooser(world, arm, plugins)
-    return Explored(chooser, explore) if explore else chooser
+    seed = _EXPLORE_SEED + (arm.policy.seed == _EXPLORE_SEED)
+    return Explored(chooser, explore, seed) if explore else chooser
 
 
 def policy_version(

@@ -41,9 +41,10 @@ __all__ = [
 _HOUR_MS = 3_600_000
 _MOST_LIVE = 9
 _FOREVER = np.iinfo(np.int64).max
+_CALMEST = -30.0  # lowest log rate factor that leaves the time of an evening divisible
 # streams of a user's day, and of an entry beside those of its walk
 _ACTIVE, _RATE, _LIGHT, _THEME = 0, 1, 2, 64
-_NEXT, _BREAK, _LIVE = 2, 3, 4
+_NEXT, _LIVE = 2, 4
 
 
 class Chooser(Protocol):
@@ -252,7 +253,7 @@ class Simulation:
         ready_ms = exit_ms + self._rest_ms
         hour = (ready_ms - midnight) / _HOUR_MS
         evening = float(world.tide_before(np.array(world.config.returning.evening_hour)))
-        gain = np.expm1(self.state.boost[rows])
+        gain = np.expm1(np.maximum(self.state.boost[rows], _CALMEST))
         passed = world.tide_before(hour)
         passed += gain * np.maximum(passed - evening, 0.0) - np.log(u) / self.state.rate_today[rows]
         passed = np.where(passed > evening, (passed + gain * evening) / (1 + gain), passed)

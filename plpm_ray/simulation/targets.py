@@ -15,11 +15,11 @@ class Targets(StrictConfig):
         default_factory=dict, description="the same for single targets: name of the field -> source"
     )
     hourly: tuple[float, ...] | None = Field(
-        default=None, description="24 weights of the local hours by video views; null: the tide's own"
+        default=None, description="24 weights of the local hours by video views"
     )
     weekday: tuple[float, ...] | None = Field(
         default=None,
-        description="7 factors of the video views of a weekday, Monday first; null: the week's own",
+        description="7 factors of the video views of a weekday, Monday first",
     )
     multi_page_days: float | None = Field(
         default=None, description="share of active user-days with an effective visit on two or more pages"

@@ -27,7 +27,8 @@ from plpm_ray.simulation.simulation import Chooser, Entries, Sessions, Simulatio
 from plpm_ray.simulation.world import World
 
 CONTROL = "control"
-_ARM_STREAM = 97
+# beyond the streams of a user's traits, which reach 127 with 32 pages: trial and world may have the same seed
+_ARM_STREAM = 160
 _OTHER_LUCK = 1_000_003  # keys of other lucks of the period, apart from those of `replicate`
 
 
@@ -60,6 +61,11 @@ class TrialConfig(StrictConfig):
 
     def check(self, pages: Sequence[str], days: int) -> None:
         """Raises: ConfigError where the trial does not fit the world's pages or the logged days."""
+        if CONTROL in (self.arms or pages):
+            raise ConfigError(
+                f"trial: an arm for the page {CONTROL!r} would have the name of the control",
+                hint="name the page otherwise, or leave it out of `arms`",
+            )
         for name in (*self.arms, *(set(self.shares) - {CONTROL})):
             if name not in pages:
                 raise ConfigError(f"trial: {name!r} is not a page of the world", hint=nearest(name, pages))
@@ -130,19 +136,23 @@ class Trial:
             }
         )
 
-    def potential_outcomes(self, simulation: Simulation, control: Chooser, replicates: int) -> pa.Table:
+    def potential_outcomes(
+        self, simulation: Simulation, control: Chooser, replicates: int, first: int = 0
+    ) -> pa.Table:
         """What each user would have done under every arm in the period that now begins; nothing is changed.
 
         Args:
             simulation: on the evening before the period.
             control: chooser of the control arm, with what it knows by then.
-            replicates: R lucks of the period over which outcomes are averaged; the first is the one that users have.
+            replicates: R lucks of the period over which outcomes are averaged.
+            first: number of the first of them. 0 is the luck that users have: their responses are then a part of the
+                outcomes of their own arms, so that a ranking by such effects would see what it is judged by.
 
         Returns:
             (U,) user_id and, per arm, `y_control`, `y_<page>`: seconds of app use per day (float64).
         """
         outcomes = np.zeros((len(self.arms), len(simulation)))
-        for replicate in range(replicates):
+        for replicate in range(first, first + replicates):
             for arm, page in enumerate(self.pages):
                 alone, chooser = _copied(simulation, control)
                 if replicate:

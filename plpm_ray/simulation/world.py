@@ -66,7 +66,7 @@ class World:
 
     def _interests(self) -> np.ndarray:
         i, k = self.config.population.interests, len(self.pages)
-        keys = np.arange(1, i + 1, dtype=np.uint64) + np.uint64(self.config.seed * 1_000_003)
+        keys = np.arange(1, i + 1, dtype=np.uint64) + np.uint64(self.config.seed * 1_000_003 % 2**64)
         centres = normals_by_page(keys, 0, k).T
         if i == 1:
             return np.zeros((1, k))

@@ -43,10 +43,9 @@ def coverage_part(run: Run) -> Part:
         if silent
         else "."
     )
-    policies = list(dict.fromkeys(r.policy for r in record.rows))
+    policies = list(dict.fromkeys(r.value for r in record.rows))
     charts = [
-        _truth_panel(policy, [r for r in record.rows if r.policy == policy], estimators)
-        for policy in policies
+        _truth_panel(policy, [r for r in record.rows if r.value == policy], estimators) for policy in policies
     ]
     note = (
         f"Point: mean of the estimates over {n.plural(record.repetitions, 'repetition')}; bar: the middle 95{n.SPACE}% that "
@@ -98,9 +97,9 @@ def _coverage_table(record: CoverageRun) -> Markup:
     groups = [
         Group(
             [_policy(policy, record.rows), axis, *[""] * 6],
-            [_coverage_row(r, low, high, record.nominal) for r in record.rows if r.policy == policy],
+            [_coverage_row(r, low, high, record.nominal) for r in record.rows if r.value == policy],
         )
-        for policy in dict.fromkeys(r.policy for r in record.rows)
+        for policy in dict.fromkeys(r.value for r in record.rows)
     ]
     header: list[Child] = [
         "policy and estimator",
@@ -148,7 +147,7 @@ def _coverage_row(r: CoverageRow, low: float, high: float, nominal: float) -> li
 
 def _policy(policy: str, rows: Sequence[CoverageRow]) -> Markup:
     truth = next(
-        (n.with_unit(n.number(r.truth), r.unit) for r in rows if r.policy == policy and r.truth is not None),
+        (n.with_unit(n.number(r.truth), r.unit) for r in rows if r.value == policy and r.truth is not None),
         None,
     )
     return el(

@@ -131,10 +131,14 @@ class CalibrationRun(Record):
 
 
 class CoverageRow(Record):
-    """One estimator on one policy, over many repetitions; truth, mean, bias and sd in `unit`, rates as fractions."""
+    """One estimator on one policy, over many repetitions; truth, mean, bias and sd in `unit`, rates as fractions.
+
+    `per` says of what: a decision, or a user-day. A policy has another true value for each.
+    """
 
     estimator: str
     policy: str
+    per: str = ""
     truth: Maybe
     mean: Maybe = None
     bias: Maybe = None
@@ -147,6 +151,11 @@ class CoverageRow(Record):
     rate_high: Maybe = None
     ok: bool | None = None
     unit: str = ""
+
+    @property
+    def value(self) -> str:
+        """The value that was estimated: policy, and per what."""
+        return f"{self.policy}, per {self.per}" if self.per else self.policy
 
 
 class CoverageRun(Record):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plpm_ray.core.errors import DataError
-from plpm_ray.evaluation import fqe
+from plpm_ray.evaluation import fqe_fit
 from plpm_ray.evaluation.fitting import user_folds
 from plpm_ray.evaluation.fqe import FQEConfig, fitted_q
 from plpm_ray.evaluation.logged import LoggedData
@@ -137,7 +137,14 @@ def chain(n_days: int, kind: str = "linear", **options):
     )
     pi = np.tile([0.75, 0.25], (len(data), 1))
     config = FQEConfig(
-        **{"kind": kind, "shared_penalty": 1e-6, "action_penalty": 1e-6, "refits": 0, **options}
+        **{
+            "kind": kind,
+            "shared_penalty": 1e-6,
+            "action_penalty": 1e-6,
+            "correction": False,
+            "refits": 0,
+            **options,
+        }
     )
     return x[keep], data, pi, config
 
@@ -174,7 +181,13 @@ def long_day(entries: int, n_days: int = 100):
 
 
 def test_fqe_stops_at_its_bound_on_a_day_of_very_many_entries():
-    exact = {"folds": 1, "shared_penalty": 1e-6, "action_penalty": 1e-6, "bootstrap": 0}
+    exact = {
+        "folds": 1,
+        "correction": False,
+        "shared_penalty": 1e-6,
+        "action_penalty": 1e-6,
+        "bootstrap": 0,
+    }
     x, data, pi = long_day(40)
     whole = fitted_q(x, data, pi, FQEConfig(**exact))
     cut = fitted_q(x, data, pi, FQEConfig(max_iterations=10, **exact))
@@ -188,16 +201,16 @@ def test_fqe_stops_at_its_bound_on_a_day_of_very_many_entries():
 
 def test_fqe_stops_where_q_has_settled(monkeypatch):
     solves = []
-    genuine = fqe.ActionRidge.solver
+    genuine = fqe_fit.moment_solver
 
-    def counted(self, *penalties):
-        solve = genuine(self, *penalties)
-        return lambda y: solves.append(1) or solve(y)
+    def counted(*what):
+        solve = genuine(*what)
+        return lambda moments: solves.append(1) or solve(moments)
 
-    monkeypatch.setattr(fqe.ActionRidge, "solver", counted)
+    monkeypatch.setattr(fqe_fit, "moment_solver", counted)
     _, data, pi = long_day(1000, 2000)
     x = np.zeros((len(data), 1), dtype=np.float32)  # one value for all states: it settles geometrically
-    config = FQEConfig(gamma=0.5, folds=1, bootstrap=0)
+    config = FQEConfig(gamma=0.5, folds=1, correction=False, bootstrap=0)
     result = fitted_q(x, data, pi, config)
     assert not result.capped and 5 < len(solves) < 30
     going_on = (2000 + 999) / len(data)
@@ -234,7 +247,7 @@ def test_refits_widen_the_interval():
         step=data.step,
     )
     narrow = fitted_q(x, noisy, pi, config).estimate
-    wide = fitted_q(x, noisy, pi, FQEConfig(folds=1, refits=20)).estimate
+    wide = fitted_q(x, noisy, pi, FQEConfig(folds=1, correction=False, refits=20)).estimate
     assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
     assert "users in states and fit" in wide.note
 
@@ -242,7 +255,8 @@ def test_refits_widen_the_interval():
 def test_the_level_of_the_interval_is_the_one_asked_for():
     x, data, pi, _ = chain(100, folds=1)
     wide, narrow = (
-        fitted_q(x, data, pi, FQEConfig(folds=1, refits=5, level=level)).estimate for level in (0.95, 0.6)
+        fitted_q(x, data, pi, FQEConfig(folds=1, correction=False, refits=5, level=level)).estimate
+        for level in (0.95, 0.6)
     )
     assert (wide.level, narrow.level) == (0.95, 0.6)
     assert narrow.high - narrow.low < wide.high - wide.low

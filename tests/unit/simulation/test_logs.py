@@ -23,7 +23,10 @@ USERS, DAYS = 60, 3
 
 def world_of(**changes: Any) -> World:
     config = load_world("kuaishou")
-    return World(config.model_validate({**config.model_dump(mode="json"), **changes}))
+    plain = config.model_dump(mode="json")
+    if "pages" in changes:
+        plain["logging"]["default_page"] = None
+    return World(config.model_validate({**plain, **changes}))
 
 
 def logged(world: World, *sinks: Any) -> pa.Table:

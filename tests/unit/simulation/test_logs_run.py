@@ -94,7 +94,9 @@ def test_folders_of_others_are_refused(tmp_path: Path):
         ({"users": 101}, "config.users"),
         ({"world": changed}, "config.world.landing.leave"),
     ):
-        with pytest.raises(StorageError, match=f"holds the logs of another config; it differs in {key}\n"):
+        with pytest.raises(
+            StorageError, match=f"holds the logs of another config; it differs in (.*, )?{key}\n"
+        ):
             write_logs(config(tmp_path / "logs", **changes))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()

@@ -11,7 +11,9 @@ import pytest
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.simulation.config import load_world
 from plpm_ray.simulation.dataset import UserLogs, WorldLogs, WorldLogsConfig
+from plpm_ray.simulation.population import make_users
 from plpm_ray.simulation.trial import Trial, TrialConfig
+from plpm_ray.simulation.world import World
 
 USERS = np.arange(400)
 WORLD = load_world("kuaishou").model_dump(mode="json")
@@ -115,3 +117,18 @@ def test_trials_that_do_not_fit_are_refused():
         logs_of({"arms": ["explore"], "shares": {"control": 0, "explore": 0}})
     with pytest.raises(ValueError, match="neither an arm nor 'control'"):
         TrialConfig(arms=("explore",), shares={"featured": 1})
+
+
+def test_arms_tell_nothing_of_who_users_are_with_32_pages_and_equal_seeds():
+    world = World(load_world({"name": "wide", "pages": [{"name": f"page {i}"} for i in range(32)]}))
+    ids = np.arange(20_000)
+    arm, users = Trial(TrialConfig(), world, 0, 7).arm_of(ids), make_users(world, ids)
+    traits = np.concatenate([users.preference_KU, np.log(users.dwell_KU)])
+    assert max(abs(np.corrcoef(arm, trait)[0, 1]) for trait in traits) < 5 / np.sqrt(len(ids))
+
+
+def test_a_page_called_control_is_refused_as_an_arm():
+    world = World(load_world({"name": "odd", "pages": [{"name": "control"}, {"name": "b"}]}))
+    with pytest.raises(ConfigError, match="name of the control"):
+        Trial(TrialConfig(), world, 0, 7)
+    assert Trial(TrialConfig(arms=("b",)), world, 0, 7).arms == ("control", "b")
