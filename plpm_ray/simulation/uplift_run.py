@@ -33,11 +33,8 @@ from plpm_ray.simulation.simulation import Simulation, run_days
 from plpm_ray.simulation.trial import Responses, Trial, TrialChooser, TrialConfig
 from plpm_ray.simulation.world import World
 
-_PENALTIES = (
-    1.0,
-    1e-3,
-    1e3,
-)  # of the shared part; of an arm's own part in the T- and in the S-learner, per row of data
+# of the shared part; of an arm's own part in the T- and in the S-learner; each times the rows of data
+_PENALTIES = (1e-3, 1e-3, 1e3)
 
 
 class UpliftRunConfig(StrictConfig):
