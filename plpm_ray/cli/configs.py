@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from plpm_ray.core.config import Named, StrictConfig
 from plpm_ray.data.split import SplitConfig
 from plpm_ray.evaluation.config import JudgeConfig
-from plpm_ray.policies.base import PolicyConfig
+from plpm_ray.policies.entry import PolicyEntry
 from plpm_ray.training.config import TrainingConfig
 
 
@@ -30,35 +30,6 @@ class TrainRunConfig(StrictConfig):
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules that register learners of your own"
     )
-
-
-class PolicyEntry(StrictConfig):
-    """One policy to judge: a bundle or a registered navigator, and how pages are drawn from its scores."""
-
-    label: str | None = Field(
-        default=None, description="name in the table; default: the bundle's or navigator's own"
-    )
-    bundle: str | None = Field(
-        default=None,
-        description="bundle folder, run folder, or `runs/<name>` for the newest run of that name",
-    )
-    navigator: Named | None = Field(
-        default=None, description="registered navigator without training, and its options"
-    )
-    policy: PolicyConfig = Field(default=PolicyConfig(), description="how pages are drawn")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _navigator_by_name(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("navigator"), str):
-            data = {**data, "navigator": {"name": data["navigator"]}}
-        return data
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> PolicyEntry:
-        if (self.bundle is None) == (self.navigator is None):
-            raise ValueError("give either `bundle` or `navigator`")
-        return self
 
 
 class EvaluateConfig(StrictConfig):

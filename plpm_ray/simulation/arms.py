@@ -3,79 +3,39 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from plpm_ray.core.config import ConfigSource, Named, StrictConfig, validate
+from plpm_ray.core.config import ConfigSource, validate
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
-from plpm_ray.policies.base import PolicyConfig
-from plpm_ray.simulation.choosers import FarSightedOracle, FixedPage, LoggingPolicy, MyopicOracle, RandomPage
+from plpm_ray.policies.entry import PolicyEntry
+from plpm_ray.simulation.choosers import Builtin, FixedPage, LoggingPolicy, builtin_chooser
 from plpm_ray.simulation.config import WorldConfig
 from plpm_ray.simulation.navigated import NavigatorChooser
 from plpm_ray.simulation.online import world_schema
 from plpm_ray.simulation.simulation import Chooser, Sessions, Simulation, run_days
 from plpm_ray.simulation.world import World
 
-Builtin = Literal["logging", "random", "myopic_oracle", "far_sighted_oracle"]
 _STATS_USERS, _STATS_DAYS, _STATS_FIRST_USER = 2000, 7, 1 << 40
 
 
-class ArmConfig(StrictConfig):
+class ArmConfig(PolicyEntry):
     """One arm: exactly one of `bundle`, `navigator`, `builtin` and `page`."""
 
-    label: str | None = Field(
-        default=None, min_length=1, description="name in tables; default: that of what chooses"
-    )
-    bundle: str | None = Field(
-        default=None,
-        description="bundle folder, run folder, or `runs/<name>` for the newest run of that name",
-    )
-    navigator: Named | None = Field(
-        default=None, description="registered navigator without training, and its options"
-    )
+    ways: ClassVar[tuple[str, ...]] = ("bundle", "navigator", "builtin", "page")
+
     builtin: Builtin | None = Field(
         default=None,
         description="logging: the policy that makes the world's logs; random: any page; the oracles know the hidden truth",
     )
     page: str | None = Field(default=None, description="always this page")
-    policy: PolicyConfig = Field(
-        default=PolicyConfig(),
-        description="how pages are drawn from the scores of a bundle, navigator or oracle",
-    )
     share: float = Field(default=1.0, gt=0, description="weight of the arm when users are split")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _navigator_by_name(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("navigator"), str):
-            data = {**data, "navigator": {"name": data["navigator"]}}
-        return data
-
-    @model_validator(mode="after")
-    def _one_of_all(self) -> ArmConfig:
-        given = [
-            name for name in ("bundle", "navigator", "builtin", "page") if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of bundle, navigator, builtin and page, not {given or 'none'}"
-            )
-        return self
-
-    @property
-    def title(self) -> str:
-        """The label, or the name of what chooses."""
-        if self.label is not None:
-            return self.label
-        return str(
-            self.bundle or (self.navigator and self.navigator.name) or self.builtin or f"always {self.page}"
-        )
 
 
 def check_arm(
@@ -127,11 +87,7 @@ def make_chooser(world: World, arm: ArmConfig, plugins: tuple[str, ...] = ()) ->
     if arm.page is not None:
         return FixedPage(world, world.pages.index(arm.page))
     if arm.builtin is not None:
-        made = {"logging": LoggingPolicy, "random": RandomPage}.get(arm.builtin)
-        if made is not None:
-            return made()
-        oracle = FarSightedOracle if arm.builtin == "far_sighted_oracle" else MyopicOracle
-        return oracle(arm.policy)
+        return builtin_chooser(arm.builtin, arm.policy)
     return NavigatorChooser(world, _navigator(world, arm, plugins), arm.policy)
 
 

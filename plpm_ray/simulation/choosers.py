@@ -5,6 +5,8 @@ Navigators (heuristics and trained bundles) come in `plpm_ray.simulation.navigat
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 
 from plpm_ray.policies.base import Choice, Policy, PolicyConfig, uniforms
@@ -12,6 +14,8 @@ from plpm_ray.simulation.simulation import Entries, Sessions, Simulation
 from plpm_ray.simulation.walk import Expected, expected
 from plpm_ray.simulation.world import World
 
+Builtin = Literal["logging", "random", "myopic_oracle", "far_sighted_oracle"]
+BUILTINS: tuple[str, ...] = get_args(Builtin)
 _HOUR_MS = 3_600_000
 _LOGGING_SEED = 7
 
@@ -154,3 +158,14 @@ class FarSightedOracle(MyopicOracle):
         count = np.minimum(usual / -np.expm1(-usual), world.config.entries.most)
         day_s = first_s * np.interp(count, np.arange(1, len(worth) + 1), worth)
         return known.satisfaction_KB * gained_days * day_s
+
+
+def builtin_chooser(
+    name: str, policy: PolicyConfig | None = None
+) -> LoggingPolicy | RandomPage | MyopicOracle:
+    """The chooser of a name in BUILTINS; `policy`: how an oracle's pages are drawn from its seconds."""
+    if name == "logging":
+        return LoggingPolicy()
+    if name == "random":
+        return RandomPage()
+    return FarSightedOracle(policy) if name == "far_sighted_oracle" else MyopicOracle(policy)

@@ -3,71 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from plpm_ray.core.config import ConfigSource, Named, StrictConfig
+from plpm_ray.core.config import ConfigSource
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.evaluation.held_out import model_features
-from plpm_ray.evaluation.reward_model import RewardConfig, fit_reward_model
+from plpm_ray.evaluation.reward_model import (
+    MlpRewardModel,
+    RewardConfig,
+    RidgeRewardModel,
+    fit_reward_model,
+)
 from plpm_ray.navigators.base import Navigator
-from plpm_ray.policies.base import Policy, PolicyConfig
+from plpm_ray.policies.base import Policy
+from plpm_ray.policies.entry import PolicyEntry
 from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser
 from plpm_ray.simulation.coverage_logs import Log, Moment
 from plpm_ray.simulation.navigated import NavigatorChooser
 from plpm_ray.simulation.world import World
 
 
-class TargetConfig(StrictConfig):
+class TargetConfig(PolicyEntry):
     """One policy to evaluate: exactly one of `builtin`, `page`, `navigator` and `bundle`."""
 
-    label: str | None = Field(
-        default=None, min_length=1, description="name in tables; default: that of what chooses"
-    )
+    ways: ClassVar[tuple[str, ...]] = ("builtin", "page", "navigator", "bundle")
+
     builtin: Literal["logging", "random", "regression", "myopic_oracle"] | None = Field(
         default=None,
         description="logging: the policy that made the logs; random: any page; regression: by the seconds that a linear "
         "regression on other users' logs expects; myopic_oracle: by the seconds that are truly to be expected",
     )
     page: str | None = Field(default=None, description="always this page")
-    navigator: Named | None = Field(
-        default=None, description="registered navigator without training, and its options"
-    )
-    bundle: str | None = Field(default=None, description="bundle folder, run folder, or `runs/<name>`")
-    policy: PolicyConfig = Field(default=PolicyConfig(), description="how pages are drawn from scores")
     logged_share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
         description="share of decisions left to the logging policy, as in a partial roll-out",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _navigator_by_name(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("navigator"), str):
-            data = {**data, "navigator": {"name": data["navigator"]}}
-        return data
-
-    @model_validator(mode="after")
-    def _one_of_all(self) -> TargetConfig:
-        given = [n for n in ("builtin", "page", "navigator", "bundle") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of builtin, page, navigator and bundle, not {given or 'none'}"
-            )
-        return self
-
-    @property
-    def title(self) -> str:
-        """The label, or the name of what chooses."""
-        if self.label is not None:
-            return self.label
-        return str(
-            self.bundle or (self.navigator and self.navigator.name) or self.builtin or f"always {self.page}"
-        )
 
     @property
     def arm(self) -> ArmConfig:
@@ -84,7 +59,7 @@ class Regression:
     """
 
     spec: FeatureSpec
-    model: object
+    model: RidgeRewardModel | MlpRewardModel
 
     @classmethod
     def of(cls, log: Log, k: int) -> Regression:
@@ -95,7 +70,7 @@ class Regression:
 
     def scores(self, moment: Moment) -> np.ndarray:
         """(N, K) seconds."""
-        return self.model.predict(model_features(self.spec, moment.features))  # type: ignore[attr-defined]
+        return self.model.predict(model_features(self.spec, moment.features))
 
 
 class Target:

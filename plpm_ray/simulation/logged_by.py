@@ -14,7 +14,7 @@ import numpy as np
 from plpm_ray.core.config import ConfigSource, KeyPath, nearest, validate
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.policies.base import Choice, uniforms
-from plpm_ray.simulation.choosers import FarSightedOracle, FixedPage, LoggingPolicy, MyopicOracle, RandomPage
+from plpm_ray.simulation.choosers import BUILTINS, FixedPage, builtin_chooser
 from plpm_ray.simulation.simulation import Chooser, Entries, Sessions, Simulation
 from plpm_ray.simulation.world import World
 
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from plpm_ray.simulation.arms import ArmConfig
 
 PolicySection = str | dict[str, Any]
-_NAMED = {
-    "logging": LoggingPolicy,
-    "random": RandomPage,
-    "myopic_oracle": MyopicOracle,
-    "far_sighted_oracle": FarSightedOracle,
-}
 _EXPLORE_SEED = 11
 
 
@@ -116,11 +110,11 @@ def resolved_policy(policy: PolicySection) -> PolicySection:
 
 
 def _named(world: World, name: str) -> Chooser:
-    if name in _NAMED:
-        return _NAMED[name]()
+    if name in BUILTINS:
+        return builtin_chooser(name)
     if name in world.pages.names:
         return FixedPage(world, world.pages.index(name))
-    known = [*_NAMED, *world.pages.names]
+    known = [*BUILTINS, *world.pages.names]
     raise ConfigError(
         f"unknown policy {name!r}", hint=nearest(name, known) or f"known are {', '.join(known)}"
     )
