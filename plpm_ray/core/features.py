@@ -32,6 +32,7 @@ _LAST = ("since_exit_s", "last_use_s", "last_landing_dwell_s")
 _GENERAL = ("entries", "active_days", "use_s", "views")
 _CALENDAR = ("hour", "weekday", "last_exit_page", "last_landing_page")
 _SEQUENCES = ("recent_landing", "recent_use_s")
+_DAILY_STEMS = tuple(f"page_{what}_{days}d" for days in PAGE_WINDOW_DAYS for what in ("dwell_s", "entries"))
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,19 @@ class FeatureSchema:
         pages: page names; per-page features are called `<stem>.<page>`.
         context: context column -> kind; its feature is `context.<column>`, known at entry.
         profile: profile column -> kind; its feature is `profile.<column>`.
+        history: whether there are features of past sessions; False for trials that come as a table of users.
     """
 
     pages: tuple[str, ...]
     context: Mapping[str, ColumnKind] = field(default_factory=dict)
     profile: Mapping[str, ColumnKind] = field(default_factory=dict)
+    history: bool = True
 
     @property
     def numeric(self) -> tuple[str, ...]:
         """(N,) numeric feature names, in column order of `RawFeatures.numeric`."""
+        if not self.history:
+            return tuple(self._extra("numeric"))
         general = [f"{stem}_{days}d" for days in WINDOW_DAYS for stem in _GENERAL]
         per_page = [f"{stem}.{page}" for stem in self.page_stems for page in self.pages]
         return (*_TODAY, *_LAST, *general, *per_page, *self._extra("numeric"))
@@ -58,18 +63,34 @@ class FeatureSchema:
     @property
     def page_stems(self) -> tuple[str, ...]:
         """Stems of the per-page numeric features, each followed by K columns in page order."""
-        windows = [f"page_{what}_{days}d" for days in PAGE_WINDOW_DAYS for what in ("dwell_s", "entries")]
-        return ("today_page_dwell_s", "today_page_entries", "today_landings", *windows)
+        return ("today_page_dwell_s", "today_page_entries", "today_landings", *_DAILY_STEMS)
 
     @property
     def categorical(self) -> tuple[str, ...]:
         """(F,) categorical feature names."""
-        return (*_CALENDAR, *self._extra("categorical"))
+        return (*(_CALENDAR if self.history else ()), *self._extra("categorical"))
+
+    @property
+    def daily_numeric(self) -> tuple[int, ...]:
+        """Positions in `numeric` of what does not change within a user's local day: windows that end the day before, and
+        the profile (KLAN 5.1.1)."""
+        windows = [f"{stem}_{days}d" for days in WINDOW_DAYS for stem in _GENERAL]
+        windows += [
+            f"{stem}.{page}" for stem in self.page_stems if stem in _DAILY_STEMS for page in self.pages
+        ]
+        kept = {*windows, *(f"profile.{name}" for name in self.profile)}
+        return tuple(i for i, name in enumerate(self.numeric) if name in kept)
+
+    @property
+    def daily_categorical(self) -> tuple[int, ...]:
+        """Positions in `categorical` of what does not change within a local day: the profile."""
+        kept = {f"profile.{name}" for name in self.profile}
+        return tuple(i for i, name in enumerate(self.categorical) if name in kept)
 
     @property
     def sequences(self) -> tuple[str, ...]:
         """(S,) sequence names, each RECENT_STEPS long, newest first."""
-        return _SEQUENCES
+        return _SEQUENCES if self.history else ()
 
     def _extra(self, kind: ColumnKind) -> list[str]:
         pairs = [("context", self.context), ("profile", self.profile)]
@@ -81,11 +102,14 @@ class FeatureSchema:
         return slice(start, start + len(self.pages))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"pages": list(self.pages), "context": dict(self.context), "profile": dict(self.profile)}
+        found = {"pages": list(self.pages), "context": dict(self.context), "profile": dict(self.profile)}
+        return found if self.history else {**found, "history": False}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
-        return cls(tuple(data["pages"]), dict(data["context"]), dict(data["profile"]))
+        return cls(
+            tuple(data["pages"]), dict(data["context"]), dict(data["profile"]), data.get("history", True)
+        )
 
 
 @dataclass
@@ -97,12 +121,15 @@ class RawFeatures:
         numeric: (B, N) float32; NaN = missing.
         categorical: name -> (B,) integers (-1 = missing) or strings (object array or Arrow string array; None = missing).
         sequences: name -> (B, T) float32, newest first; NaN = no such session.
+        vectors: name -> (B, width) float32 of what a job wrote to the state store for these users (`Navigator.reads`);
+            a row of NaN where nothing is stored for the user. Names are absent where no store was asked.
     """
 
     schema: FeatureSchema
     numeric: np.ndarray
     categorical: dict[str, Any]
     sequences: dict[str, np.ndarray]
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -122,9 +149,10 @@ class RawFeatures:
             k: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index]
             for k, v in self.categorical.items()
         }
-        return RawFeatures(
-            self.schema, self.numeric[index], cats, {k: v[index] for k, v in self.sequences.items()}
+        sequences, vectors = (
+            {k: v[index] for k, v in kept.items()} for kept in (self.sequences, self.vectors)
         )
+        return RawFeatures(self.schema, self.numeric[index], cats, sequences, vectors)
 
     def to_columns(self) -> dict[str, pa.Array]:
         """Arrow columns for storage: `x_numeric` (FixedSizeList<float>), `cat:<name>`, `seq:<name>`."""

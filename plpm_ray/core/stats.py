@@ -23,6 +23,8 @@ class TableStats:
         landings: (K,) sessions by landing page.
         landing_use_s: (K,) app use by landing page, seconds.
         landing_dwell_s: (K,) dwell on the landing page, seconds.
+        arm_users: (K + 1,) users of a randomised trial by arm, the control first; None where there was no trial.
+        arm_response: (K + 1,) sums of their responses, in the response's unit.
     """
 
     sessions: int
@@ -32,6 +34,8 @@ class TableStats:
     landings: np.ndarray
     landing_use_s: np.ndarray
     landing_dwell_s: np.ndarray
+    arm_users: np.ndarray | None = None
+    arm_response: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -56,7 +60,7 @@ class TableStats:
         )
 
     def __add__(self, other: TableStats) -> TableStats:
-        return TableStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return TableStats(*(_added(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
     @property
     def mean_use_s(self) -> float:
@@ -68,6 +72,14 @@ class TableStats:
         """(24,) V of KLAN eq. 26: 24 x use in the hour / use of the whole day; all ones where nothing was used."""
         total = self.hour_use_s.sum()
         return 24.0 * self.hour_use_s / total if total > 0 else np.ones(24)
+
+    @property
+    def control_mean(self) -> float:
+        """Mean response of a trial's control group, the scale of uplift models. 1.0 where there is none, or where it is 0."""
+        if self.arm_users is None or self.arm_response is None or not self.arm_users[0]:
+            return 1.0
+        mean = float(self.arm_response[0] / self.arm_users[0])
+        return mean if mean > 0 else 1.0
 
     def step_activity(self, n_steps: int) -> np.ndarray:
         """(n_steps,) relative frequency of the day's entry number; the last cell holds all later ones.
@@ -84,7 +96,8 @@ class TableStats:
         return share / (share**2).sum()
 
     def to_dict(self) -> dict[str, Any]:
-        return {f.name: np.asarray(getattr(self, f.name)).tolist() for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: np.asarray(value).tolist() for name, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableStats:
@@ -92,3 +105,7 @@ class TableStats:
             k: np.asarray(v, dtype=np.float64) for k, v in data.items() if k not in ("sessions", "use_s")
         }
         return cls(sessions=int(data["sessions"]), use_s=float(data["use_s"]), **arrays)
+
+
+def _added(a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else a + b

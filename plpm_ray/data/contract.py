@@ -193,6 +193,11 @@ class Warehouse:
         """Assignments of users to the arms of a trial; absent where none were given."""
         return self.root / "assignments.parquet"
 
+    @property
+    def trial(self) -> DayTable:
+        """Users of randomised trials, one row each, by the first day of the trial (`plpm_ray.data.trials`)."""
+        return DayTable(self.root / "trial")
+
     def users_file(self, bucket: int) -> Path:
         """Profile file of a bucket; absent where the dataset has no profiles."""
         return self.root / "users" / f"bucket={bucket:03d}.parquet"

@@ -19,7 +19,7 @@ from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
 
 Batch = Mapping[str, Tensor]
-Grain = Literal["transition", "session"]
+Grain = Literal["transition", "session", "user"]
 
 
 class LearnerConfig(StrictConfig):
@@ -31,13 +31,15 @@ class Learner(nn.Module):
 
     Class attributes a subclass sets:
         Config: its config class.
-        grain: the table rows it learns from; "transition" adds the next state under the keys `next.*`.
+        grain: the table rows it learns from; "transition" adds the next state under the keys `next.*`; "user" are the
+            users of a randomised trial, with features as of the midnight before it.
         inputs: which encodings it reads: "dense" (B, N) float32, "cat" (B, F) int64, "bins" (B, N) int64,
             "sequences" (keys `seq.<name>`, (B, T) float32).
         columns: table columns it reads besides, each (B,): "action" int64, "use_s", "landing_dwell_s" float32 seconds,
             "switches" int64, "hour" int64 0-23, "step" int64 entry number of the day from 0, "done" float32 (1 = last
             of its episode), "propensity" float32 (NaN = unknown); any other numeric column of the table by its name,
-            (B,) or (B, width), where `example_batch` must then make it too.
+            (B,) or (B, width), where `example_batch` must then make it too. Of users: "arm" int64 (0 = control, k = the
+            page at position k - 1), "response" float32 in its natural unit.
 
     `name` is set by `@register("learner", ...)`.
     """
@@ -98,6 +100,8 @@ class Learner(nn.Module):
             "step": torch.randint(6, (rows,), generator=gen),
             "done": (torch.rand(rows, generator=gen) < 0.3).float(),
             "propensity": torch.rand(rows, generator=gen) * 0.9 + 0.1,
+            "arm": torch.randint(k + 1, (rows,), generator=gen),
+            "response": torch.rand(rows, generator=gen) * 1200,
         }
         batch = {name: made[name] for name in cls.columns}
         for prefix in ("", "next.") if cls.grain == "transition" else ("",):
@@ -116,7 +120,7 @@ def _example_inputs(
     for key, sizes in (("cat", spec.cat_sizes), ("bins", spec.bin_sizes)):
         if key in inputs:
             made[key] = torch.stack([torch.randint(size, (rows,), generator=gen) for size in sizes], dim=1)
-    if "sequences" in inputs:
+    if "sequences" in inputs and spec.schema.history:
         made["seq.recent_landing"] = torch.randint(k + 1, (rows, 8), generator=gen).float()
         made["seq.recent_use_s"] = torch.randn(rows, 8, generator=gen)
     return made
@@ -144,16 +148,25 @@ class Navigator(ABC):
         pages: the catalogue; scores have its order.
         state_size: float32 numbers of intra-day state it wants kept per user and local day (0 = none). The state starts
             as zeros on each local day, goes into `scores` and is changed by `observe`.
+        reads: names of vectors that jobs write to the state store for each user and that it wants under
+            `RawFeatures.vectors`.
     """
 
     name: str
     version: str
     pages: PageCatalogue
     state_size: int = 0
+    reads: tuple[str, ...] = ()
 
     @abstractmethod
     def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
         """(B, K) float32 scores, the higher the better, from raw features and (B, state_size) state (None if that is 0)."""
+
+    def explained(
+        self, features: RawFeatures, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(B, K) scores as `scores` gives them, and the (B, K) float32 parts they were made of, by name."""
+        return self.scores(features, state), {}
 
     def values(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray | None:
         """(B, K) expected return in seconds, or None where the method has no such thing."""
