@@ -74,18 +74,20 @@ def train(config: Path, sets: Sets) -> Any:
     from plpm_ray.training.run import train as run
 
     settings, learner, _ = train_config(config, sets)
-    warehouse = Warehouse.open(settings.tables)
-    split = split_days(warehouse.transitions.days(), settings.split)
+    days: tuple[list[int], list[int]] = [], []
+    if lookup("learner", settings.learner.name).grain != "user":
+        split = split_days(Warehouse.open(settings.tables).transitions.days(), settings.split)
+        days = split.train, split.valid
     result = run(
         settings.learner.name,
         learner,
         settings.training,
         settings.tables,
-        split.train,
-        split.valid,
+        *days,
         settings.run_root,
         settings.name,
         settings.plugins,
+        users=settings.users,
     )
     print(
         "train done"
