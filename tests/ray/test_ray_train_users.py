@@ -29,5 +29,7 @@ def test_two_workers_learn_from_the_same_users_as_one_process(ray_session, tmp_p
         )
 
     alone, both = go(0), go(2)
+    assert both.metrics["rows"] == alone.metrics["rows"]
     assert both.samples == pytest.approx(alone.samples, rel=0.1)
-    assert both.metrics["error"] == pytest.approx(alone.metrics["error"], rel=0.1)
+    for result in (alone, both):  # the noise of the responses alone is 0.0025, that of no model 0.06
+        assert result.metrics["error"] < 0.005
