@@ -28,7 +28,7 @@ from plpm_ray.data.datasets.trial import TrialAdapter
 from plpm_ray.data.day_table import DayEntry, DayTable, day_name, day_number
 from plpm_ray.data.ingest_trial import ingest_trial
 from plpm_ray.data.quarantine import Tally, refuse_over
-from plpm_ray.data.ray_exec import run_tasks
+from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.data.staging import staging
 
 
@@ -49,8 +49,9 @@ class IngestConfig(StrictConfig):
     max_bad_share: float = Field(
         default=0.01, ge=0, le=1, description="share of bad rows above which the run stops"
     )
-    backend: Literal["local", "ray"] = Field(
-        default="local", description="run the tasks here, or on a Ray cluster"
+    backend: Backend = Field(
+        default="local",
+        description="local: this process; processes: of this machine; ray: tasks on the cluster",
     )
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules with dataset adapters of your own"
