@@ -1,4 +1,4 @@
-"""The `plpm` command: data, train, sweep, evaluate, decide, serve, doctor, quickstart."""
+"""The `plpm` command: data, train, sweep, evaluate, decide, score, serve, doctor, quickstart."""
 
 from __future__ import annotations
 

@@ -104,6 +104,12 @@ def decide(config: ConfigPath, sets: Sets = None) -> None:
 
 
 @app.command()
+def score(config: ConfigPath, sets: Sets = None) -> None:
+    """Scores every user for a day with an uplift model (KLAN-ISP's delta), for decisions to look up."""
+    _command("score")(config, sets or [])
+
+
+@app.command()
 def serve(config: ConfigPath, sets: Sets = None) -> None:
     """Serves a bundle over HTTP until interrupted."""
     _command("serve")(config, sets or [])

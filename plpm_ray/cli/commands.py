@@ -255,6 +255,17 @@ def decide(config: Path, sets: Sets) -> Any:
     return summary
 
 
+def score(config: Path, sets: Sets) -> dict[str, Any]:
+    """`plpm score`: delta of every user for a day."""
+    from plpm_ray.serving.score import ScoreConfig, score_users
+
+    settings = validate(ScoreConfig, read_config(config, sets))
+    refuse_foreign("score", settings.output)
+    summary = score_users(settings)
+    finish("score", settings.output, summary, summary)
+    return summary
+
+
 def serve(config: Path, sets: Sets) -> None:
     """`plpm serve`: HTTP until interrupted."""
     from plpm_ray.serving.config import ServeConfig

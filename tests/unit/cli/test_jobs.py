@@ -17,6 +17,7 @@ ENTRY_POINTS = {
     "jobs/build_tables.py": ["data", "jobs/data_kuairand.yaml", "--set", "backend=ray"],
     "jobs/train.py": ["train", "jobs/train.yaml"],
     "jobs/evaluate.py": ["evaluate", "jobs/evaluate.yaml"],
+    "jobs/score_isp.py": ["score", "jobs/score_isp.yaml", "--set", "backend=ray"],
     "tune/sweep.py": ["sweep", "tune/alpha_beta.yaml"],
 }
 
