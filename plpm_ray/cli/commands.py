@@ -79,18 +79,20 @@ def train(config: Path, sets: Sets) -> Any:
     settings, learner, source = train_config(config, sets)
     if settings.navigator is not None:
         return _train_navigator(settings, source)
-    warehouse = Warehouse.open(settings.tables)
-    split = split_days(warehouse.transitions.days(), settings.split)
+    days: tuple[list[int], list[int]] = [], []
+    if lookup("learner", settings.learner.name).grain != "user":
+        split = split_days(Warehouse.open(settings.tables).transitions.days(), settings.split)
+        days = split.train, split.valid
     result = run(
         settings.learner.name,
         learner,
         settings.training,
         settings.tables,
-        split.train,
-        split.valid,
+        *days,
         settings.run_root,
         settings.name,
         settings.plugins,
+        users=settings.users,
     )
     print(
         "train done"
