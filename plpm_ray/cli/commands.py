@@ -50,12 +50,15 @@ def data(config: Path, sets: Sets) -> dict[str, Any]:
 
 
 def train_config(config: Path | None, sets: Sets) -> tuple[Any, Any, ConfigSource]:
-    """The run config, the learner's own validated config, and their source."""
+    """The run config, the learner's own validated config (None where a navigator is trained), and their source."""
     from plpm_ray.cli.configs import TrainRunConfig
 
     source = read_config(config, sets)
     settings = validate(TrainRunConfig, source)
     load_plugins(settings.plugins)
+    if settings.navigator is not None:
+        return settings, None, source
+    assert settings.learner is not None
     learner = lookup("learner", settings.learner.name)
     return settings, validate(learner.Config, source, ("learner",), settings.learner.options), source
 
@@ -66,7 +69,9 @@ def train(config: Path, sets: Sets) -> Any:
     from plpm_ray.data.split import split_days
     from plpm_ray.training.run import train as run
 
-    settings, learner, _ = train_config(config, sets)
+    settings, learner, source = train_config(config, sets)
+    if settings.navigator is not None:
+        return _train_navigator(settings, source)
     warehouse = Warehouse.open(settings.tables)
     split = split_days(warehouse.transitions.days(), settings.split)
     result = run(
@@ -93,6 +98,18 @@ def train(config: Path, sets: Sets) -> Any:
     rows |= {"samples": result.samples, "seconds": round(result.seconds, 2)}
     rows |= {f"valid {k}": v for k, v in result.metrics.items()}
     _print(rows)
+    return result
+
+
+def _train_navigator(settings: Any, source: ConfigSource) -> Any:
+    from plpm_ray.cli.navigators import train_navigator
+
+    result = train_navigator(settings, source)
+    print("train done" + (" before; nothing was run" if result.finished_before else ""))
+    rows: dict[str, Any] = {"run": result.run_dir, "bundle": result.bundle_path}
+    rows |= {f"part {role}": path.parent for role, path in result.parts.items()}
+    rows |= {"seconds": round(result.seconds, 2)}
+    _print(rows | {f"valid {name}": value for name, value in result.metrics.items()})
     return result
 
 
@@ -182,7 +199,7 @@ def _judged(
         options = validate(cls.Config, source, (*section, "navigator"), entry.navigator.options)
         navigator = cls(options, warehouse.info.pages, stats)
         return Judged(entry.label or entry.navigator.name, navigator, Policy(entry.policy))
-    bundle = load_bundle(find_bundle(entry.bundle), settings.plugins)
+    bundle = load_bundle(find_bundle(entry.bundle), settings.plugins).with_options(entry.options)
     if bundle.spec.schema != warehouse.info.features:
         raise ConfigError(
             f"{source.where(section)}: bundle {entry.bundle} was trained on other pages or columns than {warehouse.root}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plpm_ray.core.config import Named, StrictConfig
 from plpm_ray.data.split import SplitConfig
@@ -13,8 +13,29 @@ from plpm_ray.policies.entry import PolicyEntry
 from plpm_ray.training.config import TrainingConfig
 
 
+class PartConfig(StrictConfig):
+    """One part of a composed navigator."""
+
+    learner: Named | None = Field(
+        default=None,
+        description="registered learner and its options; null: the one that usually fills the role",
+    )
+    training: TrainingConfig | None = Field(
+        default=None, description="how it is trained; null: as the run's `training` says"
+    )
+    bundle: str | None = Field(
+        default=None, description="a bundle or run folder that is taken as it is, instead of training"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PartConfig:
+        if self.bundle is not None and (self.learner is not None or self.training is not None):
+            raise ValueError("give a bundle, or a learner and its training, not both")
+        return self
+
+
 class TrainRunConfig(StrictConfig):
-    """`plpm train`: one learner on one warehouse."""
+    """`plpm train`: one learner, or a navigator with all its parts, on one warehouse."""
 
     name: str = Field(
         default="train", min_length=1, description="run name; the run folder adds a hash of config and data"
@@ -22,7 +43,18 @@ class TrainRunConfig(StrictConfig):
     run_root: str = Field(default="runs", description="folder that holds the run folders")
     tables: str = Field(description="warehouse folder made by `plpm data`")
     split: SplitConfig = Field(default=SplitConfig(), description="which days train, validate and test")
-    learner: Named = Field(description="registered learner and its options")
+    learner: Named | None = Field(default=None, description="registered learner and its options")
+    navigator: Named | None = Field(
+        default=None,
+        description="instead of a learner: a registered navigator and its options. One that is composed of learners has "
+        "them all trained, into one bundle",
+    )
+    parts: dict[str, PartConfig] = Field(
+        default_factory=dict, description="role of the navigator -> how that part is made"
+    )
+    backend: Literal["local", "ray"] = Field(
+        default="local", description="parts of a navigator: one after the other here, or side by side on Ray"
+    )
     training: TrainingConfig = Field(
         default_factory=lambda: TrainingConfig.model_validate({}),
         description="loop, optimiser, workers, checkpoints",
@@ -30,6 +62,24 @@ class TrainRunConfig(StrictConfig):
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules that register learners of your own"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: object) -> object:
+        if isinstance(data, dict):
+            short = {
+                key: {"name": data[key]} for key in ("learner", "navigator") if isinstance(data.get(key), str)
+            }
+            return {**data, **short}
+        return data
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TrainRunConfig:
+        if (self.learner is None) == (self.navigator is None):
+            raise ValueError("give a learner or a navigator, one of the two")
+        if self.parts and self.navigator is None:
+            raise ValueError("parts belong to a navigator")
+        return self
 
 
 class EvaluateConfig(StrictConfig):

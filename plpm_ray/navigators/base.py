@@ -148,6 +148,7 @@ class Navigator(ABC):
         pages: the catalogue; scores have its order.
         state_size: float32 numbers of intra-day state it wants kept per user and local day (0 = none). The state starts
             as zeros on each local day, goes into `scores` and is changed by `observe`.
+        answers_unknown: it has an answer for users without any history; others leave them to a simpler navigator.
         reads: names of vectors that jobs write to the state store for each user and that it wants under
             `RawFeatures.vectors`.
     """
@@ -156,6 +157,7 @@ class Navigator(ABC):
     version: str
     pages: PageCatalogue
     state_size: int = 0
+    answers_unknown: bool = False
     reads: tuple[str, ...] = ()
 
     @abstractmethod
@@ -236,3 +238,47 @@ class Heuristic(Navigator):
         self.stats = stats
         self.version = version
         self.parts = dict(parts or {})
+
+
+class FittedNavigator(Heuristic):
+    """Base of navigators that are fitted whole, by another library than PyTorch; registered like heuristics.
+
+    What a fit finds travels in the bundle as named uint8 arrays in a format that is read without running code.
+
+    Class attributes:
+        grain, inputs, columns: the table it is fitted on, as for learners; `columns` are those of sessions.
+    """
+
+    grain: ClassVar[Grain] = "session"
+    inputs: ClassVar[tuple[str, ...]] = ("dense", "cat")
+    columns: ClassVar[tuple[str, ...]] = ("action", "use_s")
+
+    def __init__(
+        self,
+        config: Any,
+        pages: PageCatalogue,
+        stats: TableStats,
+        version: str,
+        spec: FeatureSpec,
+        weights: Mapping[str, np.ndarray],
+    ) -> None:
+        super().__init__(config, pages, stats, version)
+        self.spec = spec
+
+    @classmethod
+    def fit(
+        cls,
+        config: Any,
+        spec: FeatureSpec,
+        pages: PageCatalogue,
+        stats: TableStats,
+        train: Mapping[str, np.ndarray],
+        valid: Mapping[str, np.ndarray] | None,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Fits on (R, ...) columns named as a learner's batches.
+
+        Returns:
+            The named uint8 arrays, and metrics on the validation rows (empty without them).
+        """
+        raise NotImplementedError(f"{cls.__name__} must define fit()")

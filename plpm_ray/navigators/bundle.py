@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +19,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from plpm_ray.core.config import config_hash
+from plpm_ray.core.config import ConfigSource, config_hash, nearest, validate
 from plpm_ray.core.errors import BundleError, ConfigError, StorageError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
 from plpm_ray.core.storage import read_json, storage_errors, write_json
-from plpm_ray.navigators.base import Learner, LearnerNavigator, Navigator
+from plpm_ray.navigators.base import FittedNavigator, Learner, LearnerNavigator, Navigator
 
 FORMAT = 1
 _BOILERPLATE = ("kind", "name", "config", "metrics", "data", "plugins")
@@ -37,11 +37,11 @@ class Bundle:
     """Everything needed to score with a model exactly as it was trained.
 
     Attributes:
-        kind: "learner" (has weights) or "navigator" (a heuristic).
+        kind: "learner" (a trained module) or "navigator" (a heuristic, one composed of parts, or one fitted whole).
         name: registered name.
         config: resolved config of the learner or heuristic.
         pages, spec, stats: catalogue, fitted encoder, totals of the training window.
-        weights: state dict; empty for heuristics.
+        weights: state dict, or the arrays of a `FittedNavigator`; empty for heuristics.
         metrics: held-out metrics, as reported by training.
         data: where it came from: dataset name, fingerprint, days.
         plugins: files or modules that register the name, if it is not a built-in one.
@@ -130,8 +130,50 @@ class Bundle:
                 f"{self.name!r} is composed of {sorted(cls.roles)}, the bundle has {sorted(self.parts)}",
                 hint="give one bundle for each role",
             )
+        config = _config(cls.Config, self)
+        if issubclass(cls, FittedNavigator):
+            weights = {name: tensor.numpy() for name, tensor in self.weights.items()}
+            return cls(config, self.pages, self.stats, self.version, self.spec, weights)
         parts = {role: part.navigator() for role, part in self.parts.items()}
-        return cls(_config(cls.Config, self), self.pages, self.stats, self.version, parts)
+        return cls(config, self.pages, self.stats, self.version, parts)
+
+    def with_options(self, options: Mapping[str, Any]) -> Bundle:
+        """The same parts under other settings of the navigator; itself if there are none.
+
+        Raises:
+            ConfigError: the bundle is a trained learner, whose settings are in its weights, or a setting is wrong.
+        """
+        if not options:
+            return self
+        if self.kind == "learner":
+            raise ConfigError(
+                f"options {sorted(options)} were given for the bundle of {self.name!r}, which is one trained learner",
+                hint="its settings are trained into it; options are for composed navigators, such as klan",
+            )
+        load_plugins(self.plugins)
+        model = lookup("navigator", self.name).Config
+        source = ConfigSource({**self.config, **options}, f"options of {self.name!r}", {}, {})
+        return replace(self, config=validate(model, source).model_dump(mode="json"))
+
+    def with_parts(self, parts: Mapping[str, Bundle]) -> Bundle:
+        """A composition with other bundles in some roles; itself if there are none.
+
+        Raises:
+            BundleError: an unknown role, or a part of other pages or features.
+        """
+        roles = lookup("navigator", self.name).roles if self.kind == "navigator" else {}
+        for role, part in parts.items():
+            if role not in roles:
+                raise BundleError(
+                    f"{self.name!r} has no part {role!r}",
+                    hint=nearest(role, roles) or "it is not composed of others",
+                )
+            if part.pages.names != self.pages.names or part.spec.schema != self.spec.schema:
+                raise BundleError(
+                    f"part {role!r} ({part.version}) was made for other pages or columns than {self.version}",
+                    hint="train it on tables of the same dataset",
+                )
+        return replace(self, parts={**self.parts, **parts}) if parts else self
 
 
 def _config(model: Any, bundle: Bundle) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,10 @@ class PolicyEntry(StrictConfig):
     navigator: Named | None = Field(
         default=None, description="registered navigator without training, and its options"
     )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of a composed bundle's navigator that differ from the bundle's, as fusion: isp",
+    )
     policy: PolicyConfig = Field(
         default=PolicyConfig(), description="how pages are drawn from the scores of what scores them"
     )
@@ -42,6 +46,8 @@ class PolicyEntry(StrictConfig):
         if len(given) != 1:
             names = f"{', '.join(self.ways[:-1])} and {self.ways[-1]}"
             raise ValueError(f"give exactly one of {names}, not {given or 'none'}")
+        if self.options and self.bundle is None:
+            raise ValueError("options belong to a bundle; a navigator's own stand beside its name")
         return self
 
     @property

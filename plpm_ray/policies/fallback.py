@@ -46,10 +46,13 @@ class FallbackChain:
 
         Args:
             features: B rows.
-            known: (B,) bool; False = the user has no history, which the navigator is not asked about.
+            known: (B,) bool; False = the user has no history, which the navigator is asked about only if it
+                `answers_unknown`.
             state: (B, state_size) intra-day state of the navigator, or None.
         """
-        reason = np.where(known, 0, 1).astype(np.int8)
+        asked = np.ones_like(known) if self.navigator.answers_unknown else known
+        reason = np.where(asked, 0, 1).astype(np.int8)
+        known = asked
         if known.all():
             scores = self.navigator.scores(features, state)
         else:

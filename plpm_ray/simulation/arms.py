@@ -64,7 +64,7 @@ def check_arm(
         cls = lookup("navigator", arm.navigator.name)
         validate(cls.Config, source, (*section, "navigator"), arm.navigator.options)
         return arm.navigator.name
-    bundle = load_bundle(find_bundle(str(arm.bundle)), plugins)
+    bundle = load_bundle(find_bundle(str(arm.bundle)), plugins).with_options(arm.options)
     if bundle.spec.schema != world_schema(world):
         raise ConfigError(
             f"{source.where(section)}: bundle {arm.bundle} was made for the pages {list(bundle.pages.names)} and columns "
@@ -97,7 +97,7 @@ def _navigator(world: World, arm: ArmConfig, plugins: tuple[str, ...]) -> Naviga
         cls = lookup("navigator", arm.navigator.name)
         options = validate(cls.Config, ConfigSource({}, "arm", {}, {}), (), arm.navigator.options)
         return cls(options, world.pages, world_stats(world.config))
-    return _bundle(str(find_bundle(str(arm.bundle))), plugins).navigator()
+    return _bundle(str(find_bundle(str(arm.bundle))), plugins).with_options(arm.options).navigator()
 
 
 @lru_cache(maxsize=16)

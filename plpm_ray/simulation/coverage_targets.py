@@ -47,7 +47,13 @@ class TargetConfig(PolicyEntry):
     @property
     def arm(self) -> ArmConfig:
         """The same as an arm of an experiment; for navigators and bundles."""
-        return ArmConfig(label=self.title, navigator=self.navigator, bundle=self.bundle, policy=self.policy)
+        return ArmConfig(
+            label=self.title,
+            navigator=self.navigator,
+            bundle=self.bundle,
+            options=self.options,
+            policy=self.policy,
+        )
 
 
 @dataclass(frozen=True)

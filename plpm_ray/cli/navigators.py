@@ -1,0 +1,100 @@
+"""`plpm train` of a navigator: its parts from the same tables, side by side where there is room, into one bundle."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from plpm_ray.cli.configs import PartConfig, TrainRunConfig
+from plpm_ray.core.config import ConfigSource, nearest, validate
+from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.split import Split, split_days
+
+
+def train_navigator(settings: TrainRunConfig, source: ConfigSource) -> Any:
+    """Trains, composes and saves; a finished run is read again.
+
+    Raises:
+        ConfigError: an unknown navigator, role or learner, or a wrong setting, with file and line.
+    """
+    from plpm_ray.navigators.base import FittedNavigator
+    from plpm_ray.training.compose import compose, fit_whole
+
+    assert settings.navigator is not None
+    name, options = settings.navigator.name, settings.navigator.options
+    cls = checked_navigator(settings, source)
+    warehouse = Warehouse.open(settings.tables)
+    split = split_days(warehouse.transitions.days(), settings.split)
+    kept: dict[str, Any] = {
+        "run_root": settings.run_root,
+        "run_name": settings.name,
+        "plugins": settings.plugins,
+    }
+    if issubclass(cls, FittedNavigator):
+        seed = settings.training.seed
+        return fit_whole(name, options, settings.tables, split.train, split.valid, seed=seed, **kept)
+    if not cls.roles:
+        raise ConfigError(
+            f"{source.where(('navigator',))}: {name!r} is a rule and has nothing to train",
+            hint=f"evaluate or simulate it as `navigator: {name}`",
+        )
+    jobs = [part_job(role, settings, split) for role in cls.roles]
+    return compose(name, options, jobs, settings.tables, split.train, backend=settings.backend, **kept)
+
+
+def checked_navigator(settings: TrainRunConfig, source: ConfigSource) -> Any:
+    """The class of the run's navigator, after its settings and those of all its parts were found right."""
+    assert settings.navigator is not None
+    load_plugins(settings.plugins)
+    cls = lookup("navigator", settings.navigator.name)
+    validate(cls.Config, source, ("navigator",), settings.navigator.options)
+    for role, part in settings.parts.items():
+        if role not in cls.roles:
+            raise ConfigError(
+                f"{source.where(('parts', role))}: {settings.navigator.name!r} has no part {role!r}",
+                hint=nearest(role, cls.roles) or "it has no parts",
+            )
+        if part.learner is not None:
+            learner = lookup("learner", part.learner.name)
+            validate(learner.Config, source, ("parts", role, "learner"), part.learner.options)
+    return cls
+
+
+def part_job(role: str, settings: TrainRunConfig, split: Split) -> Any:
+    """What makes the part of a role."""
+    from plpm_ray.training.compose import PartJob
+
+    assert settings.navigator is not None
+    part = settings.parts.get(role, PartConfig())
+    if part.bundle is not None:
+        return PartJob(role, bundle=part.bundle)
+    usual = lookup("navigator", settings.navigator.name).roles[role]
+    run = partial(
+        _train_part,
+        part.learner.name if part.learner else usual,
+        part.learner.options if part.learner else {},
+        part.training or settings.training,
+        str(Path(settings.tables).absolute()),
+        (tuple(split.train), tuple(split.valid)),
+        (str(Path(settings.run_root).absolute()), f"{settings.name}-{role}"),
+        settings.plugins,
+    )
+    training = part.training or settings.training
+    return PartJob(role, run=run, on_ray=training.workers != 0)
+
+
+def _train_part(
+    learner: str,
+    options: dict[str, Any],
+    training: Any,
+    tables: str,
+    days: tuple[tuple[int, ...], tuple[int, ...]],
+    where: tuple[str, str],
+    plugins: tuple[str, ...],
+) -> Path:
+    from plpm_ray.training.run import train
+
+    return train(learner, options, training, tables, *days, *where, plugins).bundle_path

@@ -1,0 +1,297 @@
+"""A navigator from tables to bundle: the parts of a composed one, trained side by side and put together, or one fitted whole.
+
+<run_root>/<name>-<role>-<hash>/   the run of each part, as `train` makes it
+<run_root>/<name>-<hash>/          config.json  bundle/  summary.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from plpm_ray.core.config import ConfigSource, config_hash, nearest, validate
+from plpm_ray.core.errors import ConfigError, DataError
+from plpm_ray.core.features import FeatureSpec, RawFeatures
+from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.core.storage import exclusive_lock, read_json, read_parquet, storage_errors, write_json
+from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.day_table import day_name
+from plpm_ray.data.fit import fit_spec
+from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.navigators.base import FittedNavigator, Heuristic
+from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle, save_bundle
+from plpm_ray.training.data import Needs, TableSource
+
+_SAMPLE_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """One part: a bundle that exists, or what trains it.
+
+    Attributes:
+        role: of the navigator.
+        bundle: bundle or run folder; None where it is trained.
+        run: trains it and returns the bundle's folder; picklable.
+        on_ray: it starts Ray workers of its own, so it runs in a thread of this process.
+    """
+
+    role: str
+    bundle: str | None = None
+    run: Callable[[], Path] | None = None
+    on_ray: bool = False
+
+
+@dataclass(frozen=True)
+class ComposeResult:
+    """What a run came to.
+
+    Attributes:
+        run_dir, bundle_path: its folder, and the bundle in it.
+        parts: role -> bundle folder.
+        metrics: on the validation rows, of navigators fitted whole; role.metric of the parts.
+        seconds: wall time of this call.
+        finished_before: the run had ended before this call.
+    """
+
+    run_dir: Path
+    bundle_path: Path
+    parts: dict[str, Path] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    finished_before: bool = False
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """A navigator some of whose settings follow from its parts."""
+
+    def composed(self, features: RawFeatures) -> Any:
+        """The config with those settings filled in, from rows of the training window."""
+        ...
+
+
+def navigator_config(name: str, options: Mapping[str, Any], plugins: Sequence[str] = ()) -> Any:
+    """The validated config of a registered navigator.
+
+    Raises:
+        ConfigError: an unknown navigator, or a wrong setting.
+    """
+    load_plugins(plugins)
+    cls: type[Heuristic] = lookup("navigator", name)
+    return validate(cls.Config, ConfigSource(dict(options), f"navigator {name!r}", {}, {}))
+
+
+def compose(
+    name: str,
+    options: Mapping[str, Any],
+    jobs: Sequence[PartJob],
+    warehouse_root: str | Path,
+    train_days: Sequence[int],
+    *,
+    run_root: str | Path,
+    run_name: str,
+    backend: Backend = "local",
+    plugins: Sequence[str] = (),
+) -> ComposeResult:
+    """Trains the parts of a navigator and writes one bundle of them all.
+
+    Args:
+        name, options: registered navigator and its settings.
+        jobs: one for each of its roles.
+        warehouse_root, train_days: what settings that follow from the parts are found on.
+        run_root, run_name: the folder is `<run_root>/<run_name>-<hash of settings and parts>`.
+        backend: ray trains the parts side by side, as far as the cluster has room.
+        plugins: files or modules that register navigators and learners of one's own.
+
+    Raises:
+        ConfigError: a role without a job, or the other way round.
+        DataError, StorageError, BundleError: as in training, and where parts do not fit each other.
+    """
+    started = time.perf_counter()
+    cls, config = lookup("navigator", name), navigator_config(name, options, plugins)
+    given = {job.role for job in jobs}
+    if given != cls.roles.keys():
+        wrong = sorted(given ^ set(cls.roles))
+        raise ConfigError(
+            f"navigator {name!r} is composed of {sorted(cls.roles)}; parts {wrong} are missing or too many",
+            hint=nearest(wrong[0], cls.roles) or "it has no parts",
+        )
+    paths = _train_parts(jobs, backend)
+    bundles = {role: load_bundle(path, tuple(plugins)) for role, path in paths.items()}
+    warehouse = Warehouse.open(warehouse_root)
+    spec, stats = fit_spec(warehouse, train_days)
+    made = Bundle(
+        "navigator",
+        name,
+        config.model_dump(mode="json"),
+        warehouse.info.pages,
+        spec,
+        stats,
+        data=_data(warehouse, train_days),
+        plugins=tuple(plugins),
+    )
+    made = made.with_parts(bundles)
+    run_dir = Path(run_root) / f"{run_name}-{config_hash([made.version, made.data])}"
+    with _exclusive(run_dir):
+        before = (run_dir / "summary.json").exists()
+        if not before:
+            navigator = made.navigator()
+            if isinstance(navigator, Composed):
+                settled = navigator.composed(_sample(warehouse, train_days))
+                made = made.with_options(settled.model_dump(mode="json"))
+            _write(run_dir, made, paths)
+    summary = read_json(run_dir / "summary.json")
+    metrics = {
+        f"{role}.{key}": value for role, part in bundles.items() for key, value in part.metrics.items()
+    }
+    seconds = time.perf_counter() - started
+    return ComposeResult(
+        run_dir,
+        run_dir / "bundle",
+        paths,
+        metrics | summary.get("metrics", {}),
+        seconds,
+        before,
+    )
+
+
+def fit_whole(
+    name: str,
+    options: Mapping[str, Any],
+    warehouse_root: str | Path,
+    train_days: Sequence[int],
+    valid_days: Sequence[int],
+    *,
+    run_root: str | Path,
+    run_name: str,
+    seed: int = 0,
+    plugins: Sequence[str] = (),
+) -> ComposeResult:
+    """Fits a `FittedNavigator` on the training days, and writes its bundle.
+
+    Raises:
+        ConfigError: a wrong setting, or a library is missing.
+        DataError: no rows on those days.
+    """
+    started = time.perf_counter()
+    cls: type[FittedNavigator] = lookup("navigator", name)
+    config, warehouse = navigator_config(name, options, plugins), Warehouse.open(warehouse_root)
+    spec, stats = fit_spec(warehouse, train_days)
+    data = _data(warehouse, train_days) | {"valid_days": [day_name(d) for d in valid_days]}
+    identity = [name, config.model_dump(mode="json"), data, seed, spec.to_dict(), stats.to_dict()]
+    run_dir = Path(run_root) / f"{run_name}-{config_hash(identity)}"
+    with _exclusive(run_dir):
+        before = (run_dir / "summary.json").exists()
+        if not before:
+            needs = Needs(cls.grain, cls.inputs, cls.columns)
+            train, valid = (_rows(warehouse, days, spec, needs) for days in (train_days, valid_days))
+            assert train is not None
+            weights, metrics = cls.fit(config, spec, warehouse.info.pages, stats, train, valid, seed)
+            tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
+            bundle = Bundle(
+                "navigator",
+                name,
+                config.model_dump(mode="json"),
+                warehouse.info.pages,
+                spec,
+                stats,
+                tensors,
+                metrics,
+                data,
+                tuple(plugins),
+            )
+            _write(run_dir, bundle, {})
+    summary = read_json(run_dir / "summary.json")
+    seconds = time.perf_counter() - started
+    return ComposeResult(run_dir, run_dir / "bundle", {}, summary["metrics"], seconds, before)
+
+
+def _train_parts(jobs: Sequence[PartJob], backend: Backend) -> dict[str, Path]:
+    """Role -> bundle folder."""
+    found = {job.role: find_bundle(job.bundle) for job in jobs if job.bundle is not None}
+    open_jobs = [job for job in jobs if job.bundle is None]
+    if backend == "local":
+        return found | {job.role: _run(job) for job in open_jobs}
+    # what starts workers of its own only waits here; the others each are a task
+    threads = [job for job in open_jobs if job.on_ray]
+    tasks = [job for job in open_jobs if not job.on_ray]
+    with ThreadPoolExecutor(max(1, len(threads))) as pool:
+        waiting = [pool.submit(_run, job) for job in threads]
+        done = run_tasks(_run, tasks, backend="ray", progress="training parts") if tasks else []
+        found |= {job.role: path for job, path in zip(tasks, done, strict=True)}
+        return found | {job.role: future.result() for job, future in zip(threads, waiting, strict=True)}
+
+
+def _run(job: PartJob) -> Path:
+    assert job.run is not None
+    return job.run()
+
+
+def _write(run_dir: Path, bundle: Bundle, parts: Mapping[str, Path]) -> None:
+    save_bundle(bundle, run_dir / "bundle")
+    names = {role: str(path) for role, path in parts.items()}
+    write_json(
+        run_dir / "config.json", {"navigator": bundle.name, "config": bundle.config, "data": bundle.data}
+    )
+    write_json(
+        run_dir / "summary.json",
+        {
+            "status": "finished",
+            "navigator": bundle.name,
+            "version": bundle.version,
+            "config": bundle.config,
+            "parts": names,
+            "versions": {role: part.version for role, part in bundle.parts.items()},
+            "metrics": bundle.metrics,
+            "data": bundle.data,
+        },
+    )
+
+
+def _data(warehouse: Warehouse, train_days: Sequence[int]) -> dict[str, Any]:
+    return {
+        "dataset": warehouse.info.name,
+        "fingerprint": warehouse.transitions.fingerprint(train_days),
+        "user_id": warehouse.info.user_id,
+        "train_days": [day_name(d) for d in train_days],
+    }
+
+
+def _rows(
+    warehouse: Warehouse, days: Sequence[int], spec: FeatureSpec, needs: Needs
+) -> dict[str, Any] | None:
+    if not days:
+        return None
+    table = TableSource(warehouse.root, tuple(days), spec, needs).load()
+    return {name: column.numpy() for name, column in table.columns.items()}
+
+
+def _sample(warehouse: Warehouse, days: Sequence[int]) -> RawFeatures:
+    """Some rows of the days, evenly taken from one bucket."""
+    schema = warehouse.info.features
+    for bucket in range(warehouse.info.n_buckets):
+        for _, path in reversed(warehouse.transitions.files(bucket, days)):
+            raw = RawFeatures.from_table(schema, read_parquet(path))
+            if len(raw):
+                return raw.take(np.arange(0, len(raw), -(-len(raw) // _SAMPLE_ROWS)))
+    raise DataError("the training days hold no sessions", hint="check the split's days")
+
+
+@contextlib.contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    busy = ConfigError(
+        f"{run_dir} is being written by another process", hint="wait for it, or give another name"
+    )
+    with storage_errors(f"writing {run_dir}"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(run_dir / ".lock", busy):
+        yield

@@ -1,0 +1,103 @@
+"""Fusion of KLAN, equations 13 and 14, against values computed by hand; and eq. 15, LT, in tests of the experiment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plpm_ray.core.features import RawFeatures
+from plpm_ray.navigators.base import Navigator
+from plpm_ray.navigators.klan.klan import KLAN, KLANConfig, fuse, sharpened, spread
+from plpm_ray.policies.base import Policy
+from tests.training_tables import fitted, pages, raw_features
+
+K = 3
+DELTA = np.array([[0.30, 0.36, 0.34], [0.35, 0.33, 0.32]], dtype=np.float32)
+P = np.array([[0.5, 0.2, 0.3], [0.1, 0.2, 0.7]], dtype=np.float32)
+GAMMA = np.array([[0.9, 0.8, 0.1], [0.5, 1.0, 0.0]], dtype=np.float32)
+
+
+class Fixed(Navigator):
+    """Says the same two rows, and counts how often it was asked."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self.pages, self.name, self.version = pages(K), "fixed", "fixed-1"
+        self._scores, self.asked = scores, 0
+
+    def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
+        self.asked += 1
+        return self._scores[: len(features)]
+
+
+def klan(**config) -> KLAN:
+    parts = {"isp": Fixed(DELTA), "iit": Fixed(P), "am": Fixed(GAMMA)}
+    return KLAN(KLANConfig(**{"delta_temperature": 1.0, **config}), pages(K), fitted(K)[1], "klan-1", parts)
+
+
+@pytest.fixture
+def rows() -> RawFeatures:
+    return raw_features(fitted(K)[0].schema, 2, np.random.default_rng(0))
+
+
+def test_equation_13(rows):
+    scores, details = klan().explained(rows)
+    # 0.9 * 0.30 + 0.1 * 0.5 = 0.32; 0.8 * 0.36 + 0.2 * 0.2 = 0.328; 0.1 * 0.34 + 0.9 * 0.3 = 0.304
+    # 0.5 * 0.35 + 0.5 * 0.1 = 0.225; 1 * 0.33; 1 * 0.7
+    expected = np.array([[0.32, 0.328, 0.304], [0.225, 0.33, 0.7]])
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    np.testing.assert_allclose(fuse(GAMMA, DELTA, P), expected, rtol=1e-6)
+    for name, part in (("delta", DELTA), ("p", P), ("gamma", GAMMA), ("sigma", expected)):
+        np.testing.assert_allclose(details[name], part, rtol=1e-6)
+    assert np.array_equal(scores, klan().scores(rows))
+
+
+def test_equation_14(rows):
+    chosen = Policy().probabilities(klan().scores(rows))
+    assert chosen.argmax(axis=1).tolist() == [1, 2] and (chosen.max(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize(("fusion", "part"), [("isp", DELTA), ("iit", P)])
+def test_ablations_are_a_setting_and_ask_nothing_else(rows, fusion, part):
+    navigator = klan(fusion=fusion)
+    np.testing.assert_array_equal(navigator.scores(rows), part)
+    asked = {role: navigator.parts[role].asked for role in ("isp", "iit", "am")}
+    assert asked == {role: int(role == fusion) for role in asked}
+
+
+def test_constant_gamma_does_not_ask_am(rows):
+    navigator = klan(gamma=0.25)
+    np.testing.assert_allclose(navigator.scores(rows), 0.25 * DELTA + 0.75 * P, rtol=1e-6)
+    assert navigator.parts["am"].asked == 0
+
+
+def test_temperatures_divide_the_exponents_of_equations_6_and_11():
+    ratios, t = np.array([[1.02, 0.97, 1.0]]), 0.05
+    delta = np.exp(ratios) / np.exp(ratios).sum()
+    wanted = np.exp(ratios / t) / np.exp(ratios / t).sum()
+    np.testing.assert_allclose(sharpened(delta, t), wanted, rtol=1e-5)
+    assert np.array_equal(sharpened(P, 1.0), P) and np.array_equal(sharpened(P, None), P)
+    assert sharpened(P[:0], 0.5).shape == (0, 3)
+
+
+def test_stored_delta_is_taken_and_strangers_get_the_populations(rows):
+    population = (0.5, 0.3, 0.2)
+    navigator = klan(fusion="isp", population=population)
+    rows.vectors["delta"] = np.array([[0.2, 0.2, 0.6], [np.nan] * 3], dtype=np.float32)
+    np.testing.assert_allclose(navigator.scores(rows), [[0.2, 0.2, 0.6], population], rtol=1e-6)
+    assert navigator.parts["isp"].asked == 0
+
+
+def test_composition_lets_delta_spread_as_p_does(rows):
+    navigator = klan(delta_temperature=None)
+    config = navigator.composed(rows)
+    assert config.delta_temperature == pytest.approx(spread(DELTA) / spread(P))
+    assert spread(sharpened(DELTA, config.delta_temperature)) == pytest.approx(spread(P), rel=1e-4)
+    np.testing.assert_allclose(config.population, DELTA.astype(np.float64).mean(axis=0), rtol=1e-6)
+    kept = klan(delta_temperature=0.3, population=(0.2, 0.3, 0.5)).composed(rows)
+    assert (kept.delta_temperature, kept.population) == (0.3, (0.2, 0.3, 0.5))
+
+
+def test_parts_that_say_nothing_leave_the_temperature_at_one(rows):
+    navigator = klan(delta_temperature=None)
+    navigator.parts["isp"] = Fixed(np.full((2, 3), 1 / 3, dtype=np.float32))
+    assert navigator.composed(rows).delta_temperature == 1.0
