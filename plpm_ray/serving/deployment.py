@@ -178,7 +178,7 @@ def build_application(args: ServeArgs) -> Any:
         async def __call__(self, request: Request) -> Response:
             service = self.replica.service or self.replica.start()
             path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
-            reply = await service.handle(request.method, path, await request.body())
+            reply = await service.handle(request.method, path, await request.body(), request.url.query)
             return Response(reply.body, reply.status, media_type=reply.content_type)
 
         async def check_health(self) -> None:

@@ -51,7 +51,9 @@ async def asgi(service: Service, method: str, path: str, body: bytes) -> tuple[i
     async def send(message: dict) -> None:
         sent.append(message)
 
-    await service({"type": "http", "method": method, "path": path}, receive, send)
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
+    await service(scope, receive, send)
     data = sent[1]["body"]
     assert dict(sent[0]["headers"])[b"content-length"] == str(len(data)).encode()
     is_json = b"json" in dict(sent[0]["headers"])[b"content-type"]
