@@ -65,6 +65,7 @@ class Service:
         log: where decisions and sessions are written, if anywhere.
         replica: name of this process in metrics and info.
         max_batch: most entries or sessions in one request.
+        in_thread: decide and observe in a thread beside the event loop; so it is with a remote store in any case.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Service:
         log: DecisionLog | None = None,
         replica: str = "0",
         max_batch: int = 1000,
+        in_thread: bool = False,
     ) -> None:
         self.metrics = Metrics(replica)
         self.notes: dict[str, Any] = {}
@@ -83,7 +85,7 @@ class Service:
         self._max_body = 2**20 + max_batch * _ROW_BYTES
         self._started = time.time()
         self._live = self._made_live(policy)
-        executor = ThreadPoolExecutor(1, "state-store") if policy.store.remote else None
+        executor = ThreadPoolExecutor(1, "decisions") if in_thread or policy.store.remote else None
         self._decide = Batcher(self._decided, executor)
         self._observe = Batcher(
             self._observed, executor, key=lambda row: (type(row["user_id"]), type(row["session_id"]))
