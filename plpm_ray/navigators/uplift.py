@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
 from plpm_ray.navigators.base import Batch, Grain, Learner, LearnerConfig
+from plpm_ray.nn import BranchMLP, Groups
 
 # softplus of it is 1: an untrained model predicts the control group's mean for everyone
 UNIT_LOGIT = 0.5413
@@ -145,6 +147,23 @@ class UpliftLearner(Learner):
 def own(y_BA: Tensor, arm_B: Tensor) -> Tensor:
     """(B,) the prediction for the arm that the user was given."""
     return y_BA.gather(1, arm_B.unsqueeze(1)).squeeze(1)
+
+
+def arm_error(heads: BranchMLP, x_BD: Tensor, arm_B: Tensor, target_B: Tensor) -> Tensor:
+    """Mean squared error of each row under the head of its own arm.
+
+    Args:
+        heads: one branch an arm, one output each, read through softplus.
+        x_BD: input of the heads.
+        arm_B: (B,) arms.
+        target_B: (B,) responses in the unit of the prediction.
+    """
+    if not x_BD.is_cpu or torch.compiler.is_compiling():
+        return F.mse_loss(own(F.softplus(heads(x_BD).squeeze(2)), arm_B), target_B)
+    # on a CPU only what is compared with something is computed
+    groups = Groups.of(arm_B, heads.branches)
+    y_GT = F.softplus(heads(groups.take(x_BD).transpose(0, 1)).squeeze(2)).t()
+    return ((y_GT - groups.take(target_B)) * groups.kept).square().sum() / len(arm_B)
 
 
 def static_preference(y_BA: Tensor, floor: float) -> Tensor:

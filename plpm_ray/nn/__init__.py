@@ -1,6 +1,6 @@
 """Layers shared by all learners; what several methods need lives here once."""
 
-from plpm_ray.nn.embedding import FieldEmbedding
+from plpm_ray.nn.embedding import FieldEmbedding, FieldInputs
 from plpm_ray.nn.experts import BranchLinear, BranchMLP, ExpertMixture, MMoE
 from plpm_ray.nn.fields import FieldPool
 from plpm_ray.nn.groups import Groups
@@ -12,6 +12,7 @@ __all__ = [
     "BranchMLP",
     "ExpertMixture",
     "FieldEmbedding",
+    "FieldInputs",
     "FieldPool",
     "Groups",
     "MMoE",

@@ -7,6 +7,7 @@ the branch comes first, as batched products want it, which is a change of view a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +31,15 @@ class BranchLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x_RBD: Tensor) -> Tensor:
-        """(R, B, D) -> (R, B, H); the branch comes first."""
-        return torch.baddbmm(self.bias, x_RBD, self.weight)
+    def forward(self, x_RBD: Tensor, shared_RC: Tensor | None = None) -> Tensor:
+        """(R, B, D) -> (R, B, H); the branch comes first.
+
+        `shared_RC` stands for the last C inputs of every branch where they are the same in all rows; x then holds the others.
+        """
+        if shared_RC is None:
+            return torch.baddbmm(self.bias, x_RBD, self.weight)
+        own, rest = self.weight.split([x_RBD.shape[2], shared_RC.shape[1]], dim=1)
+        return torch.baddbmm(torch.baddbmm(self.bias, shared_RC.unsqueeze(1), rest), x_RBD, own)
 
 
 class BranchMLP(nn.Module):
@@ -49,9 +56,7 @@ class BranchMLP(nn.Module):
         super().__init__()
         self.branches = branches
         widths = [width_in, *hidden, width_out]
-        self.layers = nn.ModuleList(
-            BranchLinear(branches, a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(BranchLinear(branches, a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, R, D), or (B, D) read by every branch -> (B, R, width_out)."""
@@ -85,13 +90,18 @@ class ExpertMixture(nn.Module):
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
-    def forward(self, f_BRD: Tensor) -> Tensor:
-        """(B, R, D) -> (B, R, H)."""
+    def forward(self, f_BRD: Tensor, shared_RC: Tensor | None = None) -> Tensor:
+        """(B, R, D) -> (B, R, H); `shared_RC` as in `BranchLinear`."""
         f_RBD = f_BRD.transpose(0, 1)
-        gate_RBM = self.gate(f_RBD).softmax(2)
-        hidden = self.first(f_RBD).relu_().unflatten(2, (self.experts, -1)) * gate_RBM.unsqueeze(3)
+        gate_RMB = self._gate(f_RBD, shared_RC)
+        gate_RBM = gate_RMB.transpose(1, 2)
+        hidden = self.first(f_RBD, shared_RC).relu_().unflatten(2, (self.experts, -1)) * gate_RBM.unsqueeze(3)
         z_RBH = torch.baddbmm(torch.bmm(gate_RBM, self.bias), hidden.flatten(2), self.weight)
         return z_RBH.transpose(0, 1)
+
+    def _gate(self, f_RBD: Tensor, shared_RC: Tensor | None) -> Tensor:
+        """(R, M, B) gate weights; the rows come last, since a softmax over neighbours of M numbers is slow on a CPU."""
+        return self.gate(f_RBD, shared_RC).transpose(1, 2).contiguous().softmax(1)
 
 
 class MMoE(nn.Module):

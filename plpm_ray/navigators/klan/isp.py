@@ -89,19 +89,22 @@ class ISP(UpliftLearner):
         logits = torch.einsum("kfd,rkd->rkf", self.selection_weight, arms_2KD) + self.selection_bias
         return logits.softmax(2)
 
-    def branches(self, f_BKD: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, 2 D) inputs of every branch -> (B, K, H) z and (B, K) predicted response (eq. 4)."""
-        z_BKH = self.experts(f_BKD)
+    def branches(self, e_BKD: Tensor, t_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, K, H) and predicted responses (B, K) of every branch from f = [e_x, e_t] (eq. 3, 4).
+
+        Args:
+            e_BKD: selected features e_x of every branch.
+            t_KD: the arm embedding e_t that each branch is run with, the same for all rows.
+        """
+        z_BKH = self.experts(e_BKD, t_KD)
         return z_BKH, F.softplus(self.towers(z_BKH).squeeze(2))
 
-    def both_runs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, 2, K, H) z and (B, 2, K) responses of the runs with the control and with the page (eq. 2, 3, 4)."""
-        codes, dense = self.codes(batch), self.daily(batch, "dense")
+    def selected(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(2, K, D) e_t and (B, 2, K, D) e_x of the runs with the control and with the page (eq. 2)."""
         arms = self.arm_embeddings()
-        e_x = self.fields(codes, dense, self.selection(arms).flatten(0, 1)).unflatten(1, (2, self.n_pages))
-        f = torch.cat([e_x, arms.expand(len(codes), -1, -1, -1)], dim=3)
-        z, y = self.branches(f.flatten(0, 1))
-        return z.unflatten(0, (-1, 2)), y.unflatten(0, (-1, 2))
+        weight = self.selection(arms).flatten(0, 1)
+        e_x = self.fields(self.codes(batch), self.daily(batch, "dense"), weight)
+        return arms, e_x.unflatten(1, (2, self.n_pages))
 
     def codes(self, batch: Batch) -> Tensor:
         """(B, F) int64 codes of all fields, numeric ones by their bins."""
@@ -113,12 +116,14 @@ class ISP(UpliftLearner):
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, K + 1): the mean of all branches' control predictions, then each branch's own page (KLAN 4.1.3)."""
-        rows = len(batch["dense"])
-        if rows <= CHUNK or not batch["dense"].is_cpu or torch.is_grad_enabled():
-            y_B2K = self.both_runs(batch)[1]
-            return torch.cat([y_B2K[:, 0].mean(1, keepdim=True), y_B2K[:, 1]], dim=1)
-        parts = zip(*(batch[key].split(CHUNK) for key in self.inputs), strict=True)
-        return torch.cat([self.predict(dict(zip(self.inputs, part, strict=True))) for part in parts])
+        (t_0, t_k), e_x = self.selected(batch)
+        whole = torch.is_grad_enabled() or not e_x.is_cpu
+        parts = []
+        for e_B2KD in e_x.split(max(len(e_x), 1) if whole else CHUNK):
+            _, y_0 = self.branches(e_B2KD[:, 0], t_0)
+            _, y_k = self.branches(e_B2KD[:, 1], t_k)
+            parts.append(torch.cat([y_0.mean(1, keepdim=True), y_k], dim=1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         if batch["arm"].is_cpu and not torch.compiler.is_compiling():
@@ -131,35 +136,33 @@ class ISP(UpliftLearner):
 
     def _all_runs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of the terms of eq. 5 over the batch, from both runs of every branch; its sizes are known in advance."""
-        z_B2KH, y_B2K = self.both_runs(batch)
-        arm, target = batch["arm"].unsqueeze(1), self.target(batch).unsqueeze(1)
-        control = (arm == 0).float()
-        treated = F.one_hot(batch["arm"], self.n_pages + 1)[:, 1:].float()
+        (t_0, t_k), e_x = self.selected(batch)
+        z_0, y_0 = self.branches(e_x[:, 0], t_0)
+        _, y_k = self.branches(e_x[:, 1], t_k)
+        target = self.target(batch).unsqueeze(1)
+        given = F.one_hot(batch["arm"], self.n_pages + 1).float()
+        control, treated = given[:, :1], given[:, 1:]
         return (
-            (control * (y_B2K[:, 0] - target).square()).sum(),
-            (treated * (y_B2K[:, 1] - target).square()).sum(),
-            (control * kl_to_mean(z_B2KH[:, 0])).sum(),
+            (control * (y_0 - target).square()).sum(),
+            (treated * (y_k - target).square()).sum(),
+            (control * kl_to_mean(z_0)).sum(),
         )
 
     def _given_runs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The same sums from the runs that they hold only: of control users all branches', of others their own page's."""
         codes, dense, target = self.codes(batch), self.daily(batch, "dense"), self.target(batch)
-        arms = self.arm_embeddings()
+        t_0, t_k = arms = self.arm_embeddings()
         select_0, select_k = self.selection(arms)
         users = torch.nonzero(batch["arm"] == 0).squeeze(1)
+        z_0, y_0 = self.branches(self.fields(codes[users], dense[users], select_0), t_0)
         groups = Groups.of(batch["arm"] - 1, self.n_pages)
-        e_0 = self.fields(codes[users], dense[users], select_0)
-        e_k = self.fields.grouped(groups.take(codes), groups.take(dense), select_k).transpose(0, 1)
-        t = arms.unsqueeze(1)
-        f_0 = torch.cat([e_0, t[0].expand_as(e_0)], dim=2)
-        f_k = torch.cat([e_k, t[1].expand_as(e_k)], dim=2)
-        z, y = self.branches(torch.cat([f_0, f_k]))
-        n = len(users)
-        error_k = (y[n:].t() - groups.take(target)) * groups.kept
+        e_k = self.fields.grouped(groups.take(codes), groups.take(dense), select_k)
+        y_k = self.branches(e_k.transpose(0, 1), t_k)[1]
+        error_k = (y_k.t() - groups.take(target)) * groups.kept
         return (
-            (y[:n] - target[users].unsqueeze(1)).square().sum(),
+            (y_0 - target[users].unsqueeze(1)).square().sum(),
             error_k.square().sum(),
-            kl_to_mean(z[:n]).sum(),
+            kl_to_mean(z_0).sum(),
         )
 
 
