@@ -30,6 +30,7 @@ import plpm_ray
 from plpm_ray.core.errors import StateError
 from plpm_ray.serving.answers import answers, log_row, shown
 from plpm_ray.serving.batcher import Batcher
+from plpm_ray.serving.config import StreamConfig
 from plpm_ray.serving.decision_log import DecisionLog
 from plpm_ray.serving.engine import NavigationPolicy
 from plpm_ray.serving.metrics import Metrics
@@ -66,6 +67,7 @@ class Service:
         replica: name of this process in metrics and info.
         max_batch: most entries or sessions in one request.
         in_thread: decide and observe in a thread beside the event loop; so it is with a remote store in any case.
+        stream: where new sessions are appended for online learners.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class Service:
         replica: str = "0",
         max_batch: int = 1000,
         in_thread: bool = False,
+        stream: StreamConfig | None = None,
     ) -> None:
         self.metrics = Metrics(replica)
         self.notes: dict[str, Any] = {}
         self._replica = replica
         self._log = log
         self._max_batch = max_batch
+        self._stream = stream
         self._max_body = 2**20 + max_batch * _ROW_BYTES
         self._started = time.time()
         self._live = self._made_live(policy)
@@ -280,7 +284,7 @@ class Service:
         """What became of each session: 0 new, 1 repeated, 2 too late."""
         live = self._live
         stored = live.reader.sessions(rows)
-        status = live.policy.observe_status(stored)
+        status = live.policy.observe_status(stored, self._stream)
         for name, number in zip(Observed._fields, np.bincount(status, minlength=3).tolist(), strict=True):
             self.metrics.count("plpm_sessions_total", by=number, result=name)
         if self._log is not None and (status == 0).any():

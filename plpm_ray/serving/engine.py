@@ -27,10 +27,11 @@ from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
 from plpm_ray.policies.base import Policy, PolicyConfig
 from plpm_ray.policies.fallback import FallbackChain
+from plpm_ray.serving.config import StreamConfig
 from plpm_ray.serving.decisions import Decisions, Versions
 from plpm_ray.serving.memory_store import MemoryStore
 from plpm_ray.serving.records import Observation, Observed, state_layout, tag_of
-from plpm_ray.serving.store import Profiles, StateStore, Stored, Users
+from plpm_ray.serving.store import Outbox, Profiles, StateStore, Stored, Users
 from plpm_ray.serving.tables import Entries, FieldError, read_columns, read_entries, read_sessions, read_users
 
 _CHUNK = 1024  # entries whose states stay in the second-level cache
@@ -166,15 +167,25 @@ class NavigationPolicy:
         """`observe` for sessions in stored form, with the number of repeats and of sessions that came too late."""
         return Observed(*np.bincount(self.observe_status(sessions), minlength=3).tolist())
 
-    def observe_status(self, sessions: pa.Table) -> np.ndarray:
-        """`observe_stored`, and what became of each session: (M,) positions in the fields of Observed."""
+    def observe_status(self, sessions: pa.Table, stream: StreamConfig | None = None) -> np.ndarray:
+        """`observe_stored`, and what became of each session.
+
+        Args:
+            sessions: M sessions in stored form.
+            stream: where new ones are appended, with the features at their entry (`plpm_ray.data.stream`).
+
+        Returns:
+            (M,) positions in the fields of Observed.
+        """
         if not sessions.num_rows:
             return np.zeros(0, dtype=np.int8)
         users, of = Users.of(sessions["user_id"]).unique()
-        observation = self.observation(SessionArrays.from_table(sessions), of, len(users))
-        if self.navigator.state_size:
+        arrays, keep = SessionArrays.from_table(sessions), stream is not None
+        observation = Observation(self.navigator, self.schema, self._tag, arrays, of, len(users), keep)
+        if self.navigator.state_size or keep:
             observation.remember_inputs(*self.session_inputs(sessions))
-        self.store.update(users, observation.apply)
+        outbox = Outbox(stream.name, stream.maxlen, observation.rows) if stream is not None else None
+        self.store.update(users, observation.apply, outbox)
         return observation.status
 
     def session_inputs(self, sessions: pa.Table) -> tuple[Profiles, Profiles]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from plpm_ray.core.errors import PlpmError, StateError
 from plpm_ray.core.storage import atomic_writer, storage_errors
-from plpm_ray.serving.store import Loaded, Profiles, StateLayout, Stored, Updater, Users
+from plpm_ray.serving.store import Loaded, Outbox, Profiles, StateLayout, Stored, Updater, Users
 from plpm_ray.serving.user_index import UserIndex
 from plpm_ray.serving.vectors import VectorTable, checked_info, checked_name, checked_vectors
 
@@ -80,7 +80,12 @@ class MemoryStore:
         with self._lock:
             self._records[self._rows(users)] = records
 
-    def update(self, users: Users, fn: Updater) -> None:
+    def update(self, users: Users, fn: Updater, outbox: Outbox | None = None) -> None:
+        if outbox is not None:
+            raise StateError(
+                "the memory store has no stream that sessions could be appended to",
+                hint="set store.kind=valkey",
+            )
         with self._lock:
             rows = self._rows(users)
             fn(self._records, rows, np.arange(len(rows)))

@@ -49,9 +49,9 @@ def served_bundle(args: ServeArgs, wanted: SwapConfig) -> tuple[Bundle, dict[str
         BundleError: one is missing or damaged, has no such part, or a part does not fit.
     """
     plugins = args.plugins if wanted.plugins is None else wanted.plugins
-    folder = find_bundle(wanted.bundle or args.bundle)
+    folder = find_bundle(wanted.bundle or args.bundle).resolve()  # a link may move on meanwhile
     bundle = load_bundle(folder, plugins)
-    given = {role: find_bundle(path) for role, path in overridden(args, wanted).items()}
+    given = {role: find_bundle(path).resolve() for role, path in overridden(args, wanted).items()}
     bundle = bundle.with_parts({role: load_bundle(path, plugins) for role, path in given.items()})
     return bundle, {role: given.get(role, folder / "parts" / role) for role in bundle.parts}
 
@@ -118,7 +118,12 @@ class Replica:
                 load_deltas(self._store, args.deltas, len(policy.pages))
             log = DecisionLog(args.decision_log, self.name, policy.pages.names) if args.decision_log else None
             self.service = Service(
-                policy, log=log, replica=self.name, max_batch=args.max_batch, in_thread=self._in_thread
+                policy,
+                log=log,
+                replica=self.name,
+                max_batch=args.max_batch,
+                in_thread=self._in_thread,
+                stream=args.stream,
             )
             if args.refresh_s is not None:
                 threading.Thread(

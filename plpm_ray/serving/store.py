@@ -86,6 +86,21 @@ class StateLayout:
         return int(fields[names[self.shared]][1]) if self.shared < len(names) else self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Outbox:
+    """Rows that go into a stream with the records they belong to: both are written, or neither.
+
+    Attributes:
+        stream: its key is `<prefix>:<stream>`.
+        maxlen: about how many rows the stream keeps.
+        rows: positions of users -> the rows of each, oldest first; asked after every call of the updater for just these.
+    """
+
+    stream: str
+    maxlen: int
+    rows: Callable[[np.ndarray], list[list[bytes]]]
+
+
 class Stored(NamedTuple):
     """Published vectors of B users: `values` (B, W) float32, NaN rows where none is stored, and what was published."""
 
@@ -123,13 +138,14 @@ class StateStore(Protocol):
         """Stores the (B,) records of distinct users, whatever was there."""
         ...
 
-    def update(self, users: Users, fn: Updater) -> None:
+    def update(self, users: Users, fn: Updater, outbox: Outbox | None = None) -> None:
         """Reads, changes and writes the records of distinct users; no other writer's change to a user is lost.
 
         Args:
             users: distinct users, who are known afterwards.
             fn: see `Updater`. It may be called several times, each for some of the users, and again for users whom another
                 process changed meanwhile.
+            outbox: what is appended to a stream with each record, exactly once whatever crashes; remote stores only.
         """
         ...
 

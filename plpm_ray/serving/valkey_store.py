@@ -2,7 +2,7 @@
 
 Keys: `<prefix>:layout` (what the records are), `<prefix>:s:<user>` (8 bytes version, then the record as `pack` writes it),
 `<prefix>:p:<user>` (profile as JSON), `<prefix>:v:<name>:<user>` (vectors) and `<prefix>:vi:<name>` (what is published of
-them, as JSON). A write draws a new random version; `update` writes a record only if its version is
+them, as JSON); streams are `<prefix>:<name>`. A write draws a new random version; `update` writes a record only if its version is
 still the one that was read (compare and set in a Lua script), and repeats the users for whom it was not.
 """
 
@@ -23,9 +23,11 @@ import valkey
 from valkey.exceptions import ValkeyError
 
 from plpm_ray.core.errors import StateError
+from plpm_ray.data.stream import FIELD
 from plpm_ray.serving.record_bytes import pack, unpack
 from plpm_ray.serving.store import (
     Loaded,
+    Outbox,
     Profiles,
     StateLayout,
     Stored,
@@ -48,14 +50,20 @@ _VERSION_BYTES = 8
 _ATTEMPTS = 50
 _INFO_S = 5.0  # seconds for which what is published of vectors is not asked for again
 _COMPARE_AND_SET = """
-local done = {}
-local ttl = tonumber(ARGV[1])
-for i, key in ipairs(KEYS) do
-  if redis.call('GETRANGE', key, 0, 7) == ARGV[2 * i] then
-    if ttl > 0 then redis.call('SET', key, ARGV[2 * i + 1], 'PX', ttl)
-    else redis.call('SET', key, ARGV[2 * i + 1]) end
+local done, at, users = {}, 4, #KEYS
+local ttl, maxlen, field = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+if maxlen > 0 then users = users - 1 end
+for i = 1, users do
+  local rows = tonumber(ARGV[at + 2])
+  if redis.call('GETRANGE', KEYS[i], 0, 7) == ARGV[at] then
+    if ttl > 0 then redis.call('SET', KEYS[i], ARGV[at + 1], 'PX', ttl)
+    else redis.call('SET', KEYS[i], ARGV[at + 1]) end
+    for row = at + 3, at + 2 + rows do
+      redis.call('XADD', KEYS[#KEYS], 'MAXLEN', '~', maxlen, '*', field, ARGV[row])
+    end
     done[i] = 1
   else done[i] = 0 end
+  at = at + 3 + rows
 end
 return done
 """
@@ -119,20 +127,19 @@ class ValkeyStore:
                 pipe.set(key, value, px=self._ttl_ms or None)
             pipe.execute()
 
-    def update(self, users: Users, fn: Updater) -> None:
+    def update(self, users: Users, fn: Updater, outbox: Outbox | None = None) -> None:
         keys = self._keys(b":s:", users)
         for start in range(0, len(keys), _CHUNK):
-            self._update(keys, np.arange(start, min(start + _CHUNK, len(keys))), fn)
+            self._update(keys, np.arange(start, min(start + _CHUNK, len(keys))), fn, outbox)
 
-    def _update(self, keys: list[bytes], positions: np.ndarray, fn: Updater) -> None:
+    def _update(self, keys: list[bytes], positions: np.ndarray, fn: Updater, outbox: Outbox | None) -> None:
         for attempt in range(_ATTEMPTS):
             wanted = [keys[i] for i in positions]
-            old = self._get(wanted)
-            records = self._parse(old)
+            found = self._get(wanted)
+            records = self._parse(found)
             fn(records, np.arange(len(records)), positions)
-            done = self._compare_and_set(
-                wanted, [(v or b"")[:_VERSION_BYTES] for v in old], self._versioned(records)
-            )
+            old = [(value or b"")[:_VERSION_BYTES] for value in found]
+            done = self._compare_and_set(wanted, old, self._versioned(records), positions, outbox)
             positions = positions[~done]
             if not len(positions):
                 return
@@ -282,13 +289,22 @@ class ValkeyStore:
             versions[_VERSION_BYTES * i : _VERSION_BYTES * (i + 1)] + value for i, value in enumerate(packed)
         ]
 
-    def _compare_and_set(self, keys: list[bytes], old: list[bytes], new: list[bytes]) -> np.ndarray:
-        done: list[int] = []
+    def _compare_and_set(
+        self,
+        keys: list[bytes],
+        old: list[bytes],
+        new: list[bytes],
+        positions: np.ndarray,
+        outbox: Outbox | None,
+    ) -> np.ndarray:
+        """(B,) whether each record was written, with its rows in the stream; in one step of the server."""
+        rows = outbox.rows(positions) if outbox is not None else [[] for _ in keys]
+        args: list[Any] = [self._ttl_ms, outbox.maxlen if outbox is not None else 0, FIELD]
+        for before, after, its in zip(old, new, rows, strict=True):
+            args += [before, after, len(its), *its]
+        stream = [self._prefix + b":" + outbox.stream.encode()] if outbox is not None else []
         with self._reached():
-            for start in range(0, len(keys), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                args = [x for pair in zip(old[part], new[part], strict=True) for x in pair]
-                done += self._swap(keys=keys[part], args=[self._ttl_ms, *args])  # type: ignore[operator]
+            done: Any = self._swap(keys=[*keys, *stream], args=args)
         return np.array(done, dtype=bool)
 
     @contextlib.contextmanager
