@@ -234,7 +234,7 @@ def graph(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 
     folder = tmp_path_factory.mktemp("graph")
     bundle = save_bundle(composed_bundle(), folder / "klan")
-    save_bundle(bundle_of("klan.iit", 77), folder / "am")
+    save_bundle(bundle_of("klan.am", 77), folder / "am")
     args = ServeArgs(
         bundle=str(bundle),
         layout="graph",
@@ -281,7 +281,7 @@ def test_a_part_is_swapped_in_the_graph_and_a_lost_one_costs_no_request(graph: t
 
     handle = serve.get_deployment_handle(DEPLOYMENT, "graph")
     handle.reconfigure.remote({"parts": {"am": str(folder / "am")}}).result(timeout_s=20)
-    wanted = bundle_of("klan.iit", 77)
+    wanted = bundle_of("klan.am", 77)
     until(lambda answer: answer["versions"]["navigator_am"] == wanted.version)
     assert {answer["fallback"] for _, answer in answers} == {None}
     bundle = composed_bundle().with_parts({"am": wanted})

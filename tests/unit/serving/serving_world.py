@@ -119,8 +119,8 @@ def bundle_of(name: str = "klan.iit", seed: int = 0, **extra: Any) -> Bundle:
 
 
 def composed_bundle(seed: int = 0, name: str = "klan", **config: Any) -> Bundle:
-    """KLAN composed of three small learners with random weights."""
-    parts = {role: bundle_of("klan.iit", seed + 10 * i) for i, role in enumerate(("isp", "iit", "am"))}
+    """KLAN composed of its three learners with random weights."""
+    parts = {role: bundle_of(f"klan.{role}", seed) for role in ("isp", "iit", "am")}
     first = parts["isp"]
     config = {"delta_temperature": 1.0, **config}
     return Bundle("navigator", name, config, PAGES, first.spec, first.stats, parts=parts)

@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from plpm_ray.core.errors import BundleError, ConfigError, DataError, PartError
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.navigators.bundle import save_bundle
-from plpm_ray.serving.config import PartConfig, ServeArgs, SwapConfig
+from plpm_ray.serving.config import PartConfig, ServeArgs, ServeConfig, SwapConfig
 from plpm_ray.serving.deltas import load_deltas, newest_day
-from plpm_ray.serving.deployment import build_application, read_args
+from plpm_ray.serving.deployment import DEPLOYMENT, build_application, read_args
 from plpm_ray.serving.engine import load_policy
 from plpm_ray.serving.graph import PartServer, PartSource, RemoteParts, Rows, VersionGone, attached
 from plpm_ray.serving.memory_store import MemoryStore
-from plpm_ray.serving.replica import Replica, served_bundle
+from plpm_ray.serving.replica import Replica, served_bundle, swap_config
 from plpm_ray.serving.store import Users
 from tests.unit.serving.serving_world import (
     batch_of,
@@ -41,7 +42,7 @@ ENTRY = {"user_id": 1, "entry_time": 1_700_010_000_000, "context": {"push": 1, "
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_bundle(composed_bundle(), tmp_path / "klan")
-    save_bundle(bundle_of("klan.iit", 77), tmp_path / "am")
+    save_bundle(bundle_of("klan.am", 77), tmp_path / "am")
     return tmp_path
 
 
@@ -58,7 +59,7 @@ def test_a_part_is_swapped_alone(folder: Path) -> None:
     after = call(service, "POST", "/v1/navigate?explain=1", ENTRY)[1]
     versions = before["versions"] | {
         "navigator": after["versions"]["navigator"],
-        "navigator_am": bundle_of("klan.iit", 77).version,
+        "navigator_am": bundle_of("klan.am", 77).version,
     }
     assert after["versions"] == versions and versions["navigator"] != before["versions"]["navigator"]
     for page, parts in after["explanation"].items():
@@ -88,9 +89,9 @@ def test_a_new_version_of_a_watched_part_is_taken_over_without_losing_requests(f
     replica.configure({})
     service = replica.service
     assert service is not None
-    wanted = {seed: bundle_of("klan.iit", seed).version for seed in (78, 79)}
+    wanted = {seed: bundle_of("klan.am", seed).version for seed in (78, 79)}
     for seed, version in wanted.items():
-        save_bundle(bundle_of("klan.iit", seed), folder / "am")
+        save_bundle(bundle_of("klan.am", seed), folder / "am")
         statuses, served = [], ""
         for _ in range(500):
             status, answer = call(service, "POST", "/v1/navigate", ENTRY)
@@ -208,7 +209,7 @@ def test_parts_elsewhere_score_as_those_inside(folder: Path, loop: asyncio.Abstr
 
 def test_a_part_keeps_the_versions_of_the_last_swaps(folder: Path, loop: asyncio.AbstractEventLoop) -> None:
     path = folder / "am"
-    server, versions, gone = PartServer(str(path)), {77: bundle_of("klan.iit", 77).version}, []
+    server, versions, gone = PartServer(str(path)), {77: bundle_of("klan.am", 77).version}, []
     local = Local({"am": server})
 
     def ask(seed: int) -> np.ndarray:
@@ -216,15 +217,15 @@ def test_a_part_keeps_the_versions_of_the_last_swaps(folder: Path, loop: asyncio
         return RemoteParts(local, {"am": source}, loop, 5, lambda: gone.append(seed))(raw, ("am",))["am"]
 
     raw = batch_of(sessions_table(), profiles_table()).take(np.arange(3))
-    expected = {77: bundle_of("klan.iit", 77).navigator().scores(raw)}
+    expected = {77: bundle_of("klan.am", 77).navigator().scores(raw)}
     for seed in (78, 79):
-        save_bundle(bundle_of("klan.iit", seed), path)
-        versions[seed] = bundle_of("klan.iit", seed).version
-        expected[seed] = bundle_of("klan.iit", seed).navigator().scores(raw)
+        save_bundle(bundle_of("klan.am", seed), path)
+        versions[seed] = bundle_of("klan.am", seed).version
+        expected[seed] = bundle_of("klan.am", seed).navigator().scores(raw)
         for known in expected:
             np.testing.assert_array_equal(ask(known), expected[known])
-    save_bundle(bundle_of("klan.iit", 80), path)
-    versions |= {80: bundle_of("klan.iit", 80).version, 81: "klan.iit-unknown"}
+    save_bundle(bundle_of("klan.am", 80), path)
+    versions |= {80: bundle_of("klan.am", 80).version, 81: "klan.am-unknown"}
     ask(80)
     with pytest.raises(PartError) as caught:
         ask(77)  # forgotten, and its folder has another one
@@ -234,7 +235,7 @@ def test_a_part_keeps_the_versions_of_the_last_swaps(folder: Path, loop: asyncio
 
 def test_requests_at_one_moment_are_scored_together(folder: Path) -> None:
     server, sizes = PartServer(str(folder / "am")), []
-    version = bundle_of("klan.iit", 77).version
+    version = bundle_of("klan.am", 77).version
     navigator = server._loaded[version].navigator
     original = navigator.scores
 
@@ -296,3 +297,16 @@ def test_a_batch_is_decided_by_one_policy(folder: Path) -> None:
         loading.result()
     assert len(seen) <= 2 and len({am for _, am in seen}) == len(seen)
     replica.close()
+
+
+def test_the_config_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLPM_STORE_HOST", "localhost")
+    root = Path(__file__).parents[3] / "serve"
+    for name in ("iit.yaml", "klan.yaml"):
+        application = yaml.safe_load((root / name).read_text())["applications"][0]
+        assert read_args(application["args"]).bundle.startswith("runs/")
+        for deployment in application["deployments"]:
+            assert deployment["name"] == DEPLOYMENT
+            assert swap_config(deployment["user_config"]).bundle is not None
+    for name in ("local.yaml", "local_klan.yaml"):
+        assert ServeConfig.model_validate(yaml.safe_load((root / name).read_text())).port == 8000
