@@ -2,5 +2,6 @@
 
 from plpm_ray.nn.embedding import FieldEmbedding
 from plpm_ray.nn.mlp import MLP
+from plpm_ray.nn.mmoe import MMoE
 
-__all__ = ["MLP", "FieldEmbedding"]
+__all__ = ["MLP", "FieldEmbedding", "MMoE"]
