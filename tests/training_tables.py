@@ -55,6 +55,9 @@ def fitted(k: int = 3, rows: int = 400, seed: int = 0) -> tuple[FeatureSpec, Tab
         hour=raw.categorical["hour"],
         step=steps,
     )
+    arm = rng.integers(0, k + 1, rows)
+    stats.arm_users = np.bincount(arm, minlength=k + 1).astype(np.float64)
+    stats.arm_response = np.bincount(arm, weights=rng.gamma(1.0, 600.0, rows), minlength=k + 1)
     return fitter.finish(), stats
 
 

@@ -16,37 +16,44 @@ Sets = list[str]
 
 
 def data(config: Path, sets: Sets) -> dict[str, Any]:
-    """`plpm data`: ingest, then transitions; both replace only what changed."""
+    """`plpm data`: ingest, then transitions, then the trial table; all replace only what changed."""
     from plpm_ray.data.contract import Warehouse
     from plpm_ray.data.ingest import IngestConfig, ingest
     from plpm_ray.data.tables import build_transitions
+    from plpm_ray.data.trials import build_trial
 
     clock, source = Clock(), read_config(config, sets)
     settings = validate(IngestConfig, source)
-    ingested = ingest(settings, source)
-    built = build_transitions(Warehouse.open(settings.output), backend=settings.backend).to_dict()
-    summary = {**ingested, "transitions": built, "seconds": clock.seconds}
+    summary = ingest(settings, source)
+    warehouse = Warehouse.open(settings.output)
+    if warehouse.info.history:
+        summary["transitions"] = build_transitions(warehouse, backend=settings.backend).to_dict()
+        if warehouse.assignments_file.exists():
+            summary["trial"] = build_trial(warehouse, backend=settings.backend).to_dict()
+    summary["seconds"] = clock.seconds
+    finish("data", settings.output, summary, _tables_shown(summary, settings.output))
+    return summary
+
+
+def _tables_shown(summary: dict[str, Any], output: str) -> dict[str, Any]:
     shown = {
         k: summary[k]
         for k in ("rows_in", "sessions", "users", "days", "quarantined", "landing_shares")
         if k in summary
     }
-    shown["days"] = (
-        f"{len(summary['days'])} ({summary['days'][0]} to {summary['days'][-1]})"
-        if summary.get("days")
-        else 0
-    )
+    if "days" in shown:
+        days = shown["days"]
+        shown["days"] = f"{len(days)} ({days[0]} to {days[-1]})" if days else 0
     if summary.get("shrunk_days"):
         shown["shrunk_days"] = {
             day: f"{before:,} -> {after:,}" for day, (before, after) in summary["shrunk_days"].items()
         }
-    shown |= {
-        "transitions_built": built["rows"],
-        "days_recomputed": len(built["recomputed"]),
-        "tables": settings.output,
-    }
-    finish("data", settings.output, summary, {**shown, "seconds": clock.seconds})
-    return summary
+    if "transitions" in summary:
+        built = summary["transitions"]
+        shown |= {"transitions_built": built["rows"], "days_recomputed": len(built["recomputed"])}
+    if "trial" in summary:
+        shown["users_per_arm"] = summary["trial"]["arm_users"]
+    return {**shown, "tables": output, "seconds": summary["seconds"]}
 
 
 def train_config(config: Path | None, sets: Sets) -> tuple[Any, Any, ConfigSource]:

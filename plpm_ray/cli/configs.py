@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from plpm_ray.core.config import Named, StrictConfig
+from plpm_ray.data.ray_exec import Backend
 from plpm_ray.data.split import SplitConfig
 from plpm_ray.evaluation.config import JudgeConfig
 from plpm_ray.policies.entry import PolicyEntry
@@ -52,8 +53,9 @@ class TrainRunConfig(StrictConfig):
     parts: dict[str, PartConfig] = Field(
         default_factory=dict, description="role of the navigator -> how that part is made"
     )
-    backend: Literal["local", "ray"] = Field(
-        default="local", description="parts of a navigator: one after the other here, or side by side on Ray"
+    backend: Backend = Field(
+        default="local",
+        description="parts of a navigator: one after the other here, or side by side in processes or on Ray",
     )
     training: TrainingConfig = Field(
         default_factory=lambda: TrainingConfig.model_validate({}),

@@ -285,6 +285,8 @@ class FeatureSpec:
         return out
 
     def _sequences(self, raw: RawFeatures) -> dict[str, np.ndarray]:
+        if not self.schema.history:
+            return {}
         landing = np.nan_to_num(raw.sequences["recent_landing"] + 1, nan=0.0)
         use = raw.sequences["recent_use_s"]
         j = self.schema.numeric.index("last_use_s")

@@ -56,6 +56,8 @@ class DatasetInfo:
         n_buckets: users are hashed into this many buckets, once.
         propensity_known: whether the logs of the first ingest had a column of propensities. Later ones may differ in
             it: what counts is each row's own propensity.
+        history: whether there are sessions; False where the data set is a table of a trial's users, whose pages are the
+            arms beside the control, and whose features are the profile columns.
     """
 
     name: str
@@ -66,10 +68,11 @@ class DatasetInfo:
     session_id: IdType = "int64"
     n_buckets: int = 8
     propensity_known: bool = field(default=False, compare=False)
+    history: bool = True
 
     @property
     def features(self) -> FeatureSchema:
-        return FeatureSchema(self.pages.names, dict(self.context), dict(self.profile))
+        return FeatureSchema(self.pages.names, dict(self.context), dict(self.profile), self.history)
 
     @property
     def sessions_schema(self) -> pa.Schema:
@@ -114,6 +117,7 @@ class DatasetInfo:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        extra = {} if self.history else {"history": False}
         return {
             "format": 1,
             "name": self.name,
@@ -124,6 +128,7 @@ class DatasetInfo:
             "session_id": self.session_id,
             "n_buckets": self.n_buckets,
             "propensity_known": self.propensity_known,
+            **extra,
         }
 
     @classmethod
@@ -140,7 +145,7 @@ def column_type(kind: ColumnKind) -> pa.DataType:
 @dataclass(frozen=True)
 class Warehouse:
     """A folder of canonical tables: `manifest.json`, `sessions/`, `transitions/`, `users/`, `quarantine/`,
-    and `assignments.parquet` where a trial was given."""
+    and `assignments.parquet` and `trial/` where a trial was given."""
 
     root: Path
     info: DatasetInfo
@@ -156,7 +161,8 @@ class Warehouse:
         if (root / "manifest.json").exists():
             warehouse = cls.open(root)
             if warehouse.info != info:
-                differing = [k for k, v in info.to_dict().items() if warehouse.info.to_dict()[k] != v]
+                mine, theirs = info.to_dict(), warehouse.info.to_dict()
+                differing = [k for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)]
                 raise StorageError(
                     f"{root} already holds another dataset (differs in {', '.join(differing)})",
                     hint="give another folder, or remove this one to build it anew",
@@ -195,7 +201,9 @@ class Warehouse:
 
     @property
     def trial(self) -> DayTable:
-        """Users of randomised trials, one row each, by the first day of the trial (`plpm_ray.data.trials`)."""
+        """Users of randomised trials, one row each, by the first day of the trial (`plpm_ray.data.trials`): user_id, arm
+        int16 (0 control, k the page at position k - 1), response float32, days int16 it was measured on, active_days int16
+        (where there are sessions), part int8 (where the data came split), and the columns of `RawFeatures`."""
         return DayTable(self.root / "trial")
 
     def users_file(self, bucket: int) -> Path:

@@ -24,9 +24,11 @@ from plpm_ray.data import ingest_tasks as tasks
 from plpm_ray.data.assignments import read_assignments
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.datasets.base import Adapter, make_adapter
+from plpm_ray.data.datasets.trial import TrialAdapter
 from plpm_ray.data.day_table import DayEntry, DayTable, day_name, day_number
+from plpm_ray.data.ingest_trial import ingest_trial
 from plpm_ray.data.quarantine import Tally, refuse_over
-from plpm_ray.data.ray_exec import run_tasks
+from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.data.staging import staging
 
 
@@ -47,8 +49,9 @@ class IngestConfig(StrictConfig):
     max_bad_share: float = Field(
         default=0.01, ge=0, le=1, description="share of bad rows above which the run stops"
     )
-    backend: Literal["local", "ray"] = Field(
-        default="local", description="run the tasks here, or on a Ray cluster"
+    backend: Backend = Field(
+        default="local",
+        description="local: this process; processes: of this machine; ray: tasks on the cluster",
     )
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules with dataset adapters of your own"
@@ -73,7 +76,8 @@ def ingest(config: IngestConfig, source: ConfigSource | None = None) -> dict[str
         days than asked for), rows_in, sessions, users, days, changed_days, dropped_days,
         shrunk_days (day -> sessions before and after, where they became fewer), quarantined (reason -> rows),
         quarantined_rows, landing_shares (page -> share of sessions), profiles, assignments, seconds. rows_in = sessions +
-        quarantined_rows where the dataset gives sessions.
+        quarantined_rows where the dataset gives sessions. Of a dataset that is a table of a trial's users, see
+        `ingest_trial`.
 
     Raises:
         ConfigError: unknown dataset or setting.
@@ -87,6 +91,8 @@ def ingest(config: IngestConfig, source: ConfigSource | None = None) -> dict[str
     root = Path(config.output).expanduser().absolute()
     if (root / "manifest.json").exists():
         Warehouse.create(root, info)  # refuses another dataset before any work
+    if isinstance(adapter, TrialAdapter):
+        return ingest_trial(config, adapter, plugins, started)
     sessions = DayTable(root / "sessions")
     items, profile_items = tuple(adapter.inputs()), tuple(adapter.profile_inputs())
     if not items:

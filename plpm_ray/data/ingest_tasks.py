@@ -115,9 +115,9 @@ def map_rows(plan: Plan, index: int) -> Mapped:
         checked = check_sessions(raw.table, reading, origin)
         inside = _starts_in(checked, plan.window)
     good = ~checked.findings.bad
-    staged = _placed(checked, raw, index).filter(pa.array(inside[good]))
+    staged = placed(checked, raw, index).filter(pa.array(inside[good]))
     write_shards(bucketise(staged, plan.info.n_buckets), plan.stage("rows"), index)
-    mapped = Mapped(_quarantine(plan, f"rows-{index:05d}", item, raw, checked, inside))
+    mapped = Mapped(set_aside(plan, f"rows-{index:05d}", item, raw, checked, inside))
     if not events:
         mapped.days = {int(d) for d in np.unique(checked.start_ms[good & inside] // DAY_MS)}
         if not adapter.unique_sessions:
@@ -131,8 +131,8 @@ def map_profiles(plan: Plan, index: int) -> Tally:
     adapter, item = plan.adapter(), plan.profile_items[index]
     raw = adapter.read_profile(item)
     checked = check_profiles(raw.table, adapter.reading(plan.info), adapter.origin(item))
-    write_shards(bucketise(_placed(checked, raw, index), plan.info.n_buckets), plan.stage("profiles"), index)
-    return _quarantine(
+    write_shards(bucketise(placed(checked, raw, index), plan.info.n_buckets), plan.stage("profiles"), index)
+    return set_aside(
         plan, f"profiles-{index:05d}", item, raw, checked, np.ones(raw.table.num_rows, dtype=bool)
     )
 
@@ -169,9 +169,7 @@ def reduce_sessions(plan: Plan, duplicates: str | None, bucket: int) -> Reduced:
             _listed(staged, plan.stage(duplicates)) if duplicates else np.zeros(staged.num_rows, dtype=bool)
         )
         reason = "duplicate_session_id"
-    tally = _quarantine_staged(
-        plan, f"again-{bucket:05d}", plan.items, staged.filter(pa.array(again)), reason
-    )
+    tally = set_aside_staged(plan, f"again-{bucket:05d}", plan.items, staged.filter(pa.array(again)), reason)
     if again.any():
         staged = staged.filter(pa.array(~again))
     sessions = _as_sessions(adapter, plan.info, staged)
@@ -182,7 +180,7 @@ def reduce_profiles(plan: Plan, bucket: int) -> tuple[int, Tally]:
     """Phase 2 for the profiles of one bucket: new rows win over those of earlier ingests; the first of a file wins."""
     staged = read_shards(plan.stage("profiles"), bucket, len(plan.profile_items)).combine_chunks()
     again = repeated(staged, ["user_id"])
-    tally = _quarantine_staged(
+    tally = set_aside_staged(
         plan, f"users-{bucket:05d}", plan.profile_items, staged.filter(pa.array(again)), "duplicate_user"
     )
     users = staged.filter(pa.array(~again)).drop_columns([AT])
@@ -216,7 +214,7 @@ def _may_touch(checked: Checked, window: tuple[int, int] | None, gap_ms: int) ->
     return (checked.end_ms == UNKNOWN_MS) | (checked.end_ms + margin >= window[0] * DAY_MS)
 
 
-def _placed(checked: Checked, raw: Raw, index: int) -> pa.Table:
+def placed(checked: Checked, raw: Raw, index: int) -> pa.Table:
     """The good rows with the column that says where they came from."""
     rows = np.flatnonzero(~checked.findings.bad)
     return checked.table.append_column(
@@ -224,7 +222,7 @@ def _placed(checked: Checked, raw: Raw, index: int) -> pa.Table:
     )
 
 
-def _quarantine(plan: Plan, part: str, item: Slice, raw: Raw, checked: Checked, inside: np.ndarray) -> Tally:
+def set_aside(plan: Plan, part: str, item: Slice, raw: Raw, checked: Checked, inside: np.ndarray) -> Tally:
     """Writes the bad rows of a slice with their original values; counts everything that was read."""
     bad = np.flatnonzero(checked.findings.bad & inside)
     rows = raw.rows if raw.rows is not None else np.arange(raw.table.num_rows)
@@ -253,7 +251,7 @@ def _quarantine(plan: Plan, part: str, item: Slice, raw: Raw, checked: Checked, 
     return tally
 
 
-def _quarantine_staged(plan: Plan, part: str, items: tuple[Slice, ...], rows: pa.Table, reason: str) -> Tally:
+def set_aside_staged(plan: Plan, part: str, items: tuple[Slice, ...], rows: pa.Table, reason: str) -> Tally:
     """Bad rows found after staging: their values are the normalised ones, page positions written as names."""
     if rows.num_rows == 0:
         return Tally()

@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import multiprocessing
+import os
 import pickle
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from plpm_ray.core.errors import PlpmError
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Backend = Literal["local", "ray"]
+Backend = Literal["local", "processes", "ray"]
 RETRIES = 3
 """How often Ray runs an item again whose worker or node died; Ray Data's own default is for ever."""
 
@@ -46,8 +49,10 @@ def run_tasks(
     Args:
         fn: importable function, closure or partial; with "ray" it and the items are pickled.
         items: any objects; each is one task.
-        backend: "local" runs here; "ray" runs on this process's cluster (see `ensure_ray`).
-        workers: tasks at a time. Default: 1 locally; with "ray" as many as the cluster's CPUs allow.
+        backend: "local" runs here; "processes" in processes of this machine, of one thread each, without Ray; "ray" on
+            this process's cluster (see `ensure_ray`).
+        workers: tasks at a time. Default: 1 locally, one a core in processes; with "ray" as many as the cluster's CPUs
+            allow.
         num_cpus: CPUs reserved for a task, lowered to those of the largest node. Ignored locally.
         memory: bytes reserved for a task (ray only); bounds how many run on a node.
         progress: what is being done, for the progress bar; shown only on a terminal.
@@ -64,9 +69,11 @@ def run_tasks(
         return []
     if backend == "local":
         return _run_local(fn, items, workers or 1, progress)
+    if backend == "processes":
+        return _run_processes(fn, items, workers or len(os.sched_getaffinity(0)), progress)
     if backend == "ray":
         return _run_ray(fn, items, workers, num_cpus, memory, progress)
-    raise ValueError(f"backend is {backend!r}, it must be 'local' or 'ray'")
+    raise ValueError(f"backend is {backend!r}, it must be 'local', 'processes' or 'ray'")
 
 
 def ensure_ray() -> None:
@@ -87,6 +94,27 @@ def _run_local(
         return list(_shown(pool.map(fn, items), len(items), progress))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _run_processes(
+    fn: Callable[[Any], Any], items: Sequence[Any], workers: int, progress: str | None
+) -> list[Any]:
+    # a thread pool in each of them would only make them wait for one another
+    limits = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ.update({name: "1" for name, value in limits.items() if value is None})
+    pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        return list(_shown(pool.map(fn, items), len(items), progress))
+    except BrokenProcessPool as error:
+        raise PlpmError(
+            "a process of this run was killed before it had finished its task",
+            hint="was memory short? Lower `workers`, or the users or rows of a task",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for name, value in limits.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 def _shown(results: Iterator[Any], total: int, progress: str | None) -> Iterator[Any]:

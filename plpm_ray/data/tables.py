@@ -8,7 +8,6 @@ become visible in one commit. The lock that keeps ingests apart keeps builds off
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 
 from plpm_ray.core.config import config_hash
-from plpm_ray.core.errors import DataError
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.storage import read_parquet
 from plpm_ray.data.contract import Warehouse
@@ -27,6 +25,7 @@ from plpm_ray.data.day_table import DayEntry, day_name
 from plpm_ray.data.features.batch import batch_features
 from plpm_ray.data.features.sessions import SESSION_INPUTS, EntryArrays, SessionArrays, user_codes
 from plpm_ray.data.features.shared import seconds
+from plpm_ray.data.history import History, joined_profiles, profile_fingerprint, read_profiles
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.data.staging import write_lock
 
@@ -85,7 +84,7 @@ def _build(
     built = table.entries()
     in_scope = sessions.keys() | built.keys() if days is None else set(days)
     inputs = day_inputs(warehouse, sessions)
-    common = [FEATURE_VERSION, warehouse.info.features.to_dict(), _profile_fingerprint(warehouse)]
+    common = [FEATURE_VERSION, warehouse.info.features.to_dict(), profile_fingerprint(warehouse)]
     prints = {d: _fingerprint(d, inputs, sessions, common) for d in sorted(in_scope & sessions.keys())}
     stale = [d for d in prints if d not in built or built[d].inputs != prints[d]]
     dropped = sorted(in_scope & built.keys() - sessions.keys())
@@ -179,30 +178,8 @@ class _Task:
     plan: list[_Chunk]
 
 
-@dataclass(frozen=True)
-class _History:
-    """Sessions of one day and bucket: user ids and arrays."""
-
-    users: pa.Array
-    sessions: SessionArrays
-
-
 def _fingerprint(day: int, inputs: DayInputs, sessions: Mapping[int, DayEntry], common: list[Any]) -> str:
     return config_hash([common, [[d, sessions[d].gen] for d in sorted({*inputs.of(day), day})]], length=16)
-
-
-def _profile_fingerprint(warehouse: Warehouse) -> str:
-    """Hash of the profile files' content, so that writing the same profiles again changes nothing."""
-    if not warehouse.info.profile:
-        return ""
-    digest = hashlib.sha256()
-    for bucket in range(warehouse.info.n_buckets):
-        path = warehouse.users_file(bucket)
-        if path.exists():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        digest.update(b"|")
-    return digest.hexdigest()
 
 
 def _build_bucket(task: _Task) -> dict[int, int]:
@@ -210,8 +187,8 @@ def _build_bucket(task: _Task) -> dict[int, int]:
     warehouse = Warehouse.open(task.root)
     context = list(warehouse.info.context)
     columns = ["user_id", *SESSION_INPUTS, "propensity", *context]
-    profiles = _read_profiles(warehouse, task.bucket)
-    history: dict[int, _History] = {}
+    profiles = read_profiles(warehouse, task.bucket)
+    history: dict[int, History] = {}
     written: dict[int, int] = {}
     for chunk in task.plan:
         files = {
@@ -225,26 +202,16 @@ def _build_bucket(task: _Task) -> dict[int, int]:
         history = {d: history[d] for d in files if d in history}
         for day, path in files.items():
             if day in tables:
-                history[day] = _History(_ids(tables[day]), SessionArrays.from_table(tables[day]))
+                history[day] = History.of(tables[day])
             elif day not in history:
-                history[day] = _lookback(
-                    read_parquet(path, ["user_id", *SESSION_INPUTS]), chunk.oldest_exit_day
-                )
+                history[day] = History.read(path, chunk.oldest_exit_day)
         for day, table in _chunk_transitions(warehouse, tables, history, profiles).items():
             written[day] = warehouse.transitions.write(day, task.gen, task.bucket, table)
     return written
 
 
-def _lookback(table: pa.Table, oldest_exit_day: int) -> _History:
-    sessions = SessionArrays.from_table(table)
-    matters = sessions.exit_day >= oldest_exit_day
-    if matters.all():
-        return _History(_ids(table), sessions)
-    return _History(_ids(table).filter(pa.array(matters)), sessions.take(matters))
-
-
 def _chunk_transitions(
-    warehouse: Warehouse, tables: dict[int, pa.Table], history: dict[int, _History], profiles: pa.Table | None
+    warehouse: Warehouse, tables: dict[int, pa.Table], history: dict[int, History], profiles: pa.Table | None
 ) -> dict[int, pa.Table]:
     wanted = pa.concat_tables(tables.values()).combine_chunks()
     order = sorted(history)
@@ -256,7 +223,7 @@ def _chunk_transitions(
         EntryArrays.from_table(wanted),
         warehouse.info.features,
         context={name: wanted[name] for name in warehouse.info.context},
-        profile=None if profiles is None else _joined(profiles, wanted["user_id"]),
+        profile=None if profiles is None else joined_profiles(profiles, wanted["user_id"]),
     )
     made: dict[int, pa.Table] = {}
     start = 0
@@ -297,29 +264,3 @@ def _transitions(
             **part.to_columns(),
         }
     )
-
-
-def _read_profiles(warehouse: Warehouse, bucket: int) -> pa.Table | None:
-    path = warehouse.users_file(bucket)
-    if not warehouse.info.profile or not path.exists():
-        return None
-    profiles = read_parquet(path, ["user_id", *warehouse.info.profile])
-    if profiles["user_id"].null_count:
-        raise DataError(f"{path} holds null user ids", hint="ingest the profiles again")
-    return profiles
-
-
-def _joined(profiles: pa.Table, users: pa.ChunkedArray) -> dict[str, pa.Array]:
-    """Profile columns of each of the given users, null for those without a profile."""
-    known, codes = user_codes(profiles["user_id"], users)
-    row = np.full(max(known.max(initial=-1), codes.max(initial=-1)) + 1, -1, dtype=np.int64)
-    row[known] = np.arange(len(known))
-    found = row[codes]
-    at = pa.array(found, mask=found < 0)
-    return {
-        name: profiles[name].combine_chunks().take(at) for name in profiles.column_names if name != "user_id"
-    }
-
-
-def _ids(table: pa.Table) -> pa.Array:
-    return table["user_id"].combine_chunks()

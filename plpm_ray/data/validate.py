@@ -15,6 +15,8 @@
 | excessive_dwell, excessive_views, excessive_watch | a stay has at most 366 days, and a million views |
 | non_finite | no NaN or infinity in durations, watch times or numeric context and profile columns |
 | propensity_range | 0 < propensity <= 1, or null |
+| null_arm, unknown_arm | rows of a trial: the arm is there, and is the control or a page |
+| null_response | rows of a trial: the response is there |
 
 Found while sessions are made (`plpm_ray.data.ingest_tasks`): duplicate_session_id, duplicate_event, duplicate_user; and
 by adapters while files are read: malformed_row. Consecutive equal pages of a session are merged: one page, sums of
@@ -23,12 +25,16 @@ dwell, views and watch time.
 Shapes: n rows of the raw table, g good ones, b bad ones, m values of all lists.
 """
 
+# pyarrow makes most functions of `compute` while it is imported
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from plpm_ray.core.features import ColumnKind
 from plpm_ray.data import normalise as to
@@ -174,6 +180,46 @@ def check_profiles(raw: pa.Table, reading: Reading, origin: to.Origin) -> Checke
     table = pa.table({n: c.take(keep) for n, c in columns.items()}, schema=reading.info.users_schema)
     nowhere = np.full(raw.num_rows, UNKNOWN_MS)
     return Checked(table, found, nowhere, nowhere)
+
+
+def check_trial(raw: pa.Table, reading: Reading, control: str | None, origin: to.Origin) -> Checked:
+    """Raw rows of a trial -> user_id, arm (int16, 0 = control, k = the page at position k - 1), response (float32), the
+    profile columns, and `part` where there is one.
+
+    Args:
+        raw: (n,) rows with user_id, arm, response and the profile columns.
+        reading: catalogue and column kinds.
+        control: the arm's value that means the control; None: no value at all.
+        origin: file and column mapping, for messages.
+
+    Raises:
+        DataError: a column is missing or of a type that cannot be read; names file and column.
+    """
+    found = Findings(raw.num_rows)
+    users, missing = to.ids(column_of(raw, "user_id", origin), "user_id", reading.info.user_id, origin)
+    found.mark("null_user", missing)
+    arms = to.text(column_of(raw, "arm", origin), "arm", origin)
+    empty = to.nulls(arms)
+    is_control = empty if control is None else to.mask(pc.equal(arms, control))
+    pages = reading.info.pages.encode(arms)
+    found.mark("null_arm", empty & ~is_control)
+    found.mark("unknown_arm", (pages < 0) & ~empty & ~is_control)
+    response, none = to.numbers(column_of(raw, "response", origin), "response", origin)
+    found.mark("null_response", none)
+    with np.errstate(over="ignore"):
+        stored = response.astype(np.float32)
+    found.mark("non_finite", ~none & ~np.isfinite(stored))
+    columns = {
+        "user_id": users,
+        "arm": pa.array(np.where(is_control, 0, pages + 1).astype(np.int16)),
+        "response": pa.array(stored),
+        **_extra(raw, dict(reading.info.profile), origin, found),
+    }
+    if "part" in raw.column_names:
+        columns["part"] = to.contiguous(raw["part"]).cast(pa.int8())
+    keep = pa.array(np.flatnonzero(~found.bad))
+    nowhere = np.full(raw.num_rows, UNKNOWN_MS)
+    return Checked(pa.table({n: c.take(keep) for n, c in columns.items()}), found, nowhere, nowhere)
 
 
 def _shared(raw: pa.Table, reading: Reading, origin: to.Origin, found: Findings) -> dict[str, pa.Array]:

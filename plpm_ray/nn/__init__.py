@@ -1,7 +1,19 @@
 """Layers shared by all learners; what several methods need lives here once."""
 
-from plpm_ray.nn.embedding import FieldEmbedding
+from plpm_ray.nn.embedding import FieldEmbedding, FieldInputs
+from plpm_ray.nn.experts import BranchLinear, BranchMLP, ExpertMixture, MMoE
+from plpm_ray.nn.fields import FieldPool
+from plpm_ray.nn.groups import Groups
 from plpm_ray.nn.mlp import MLP
-from plpm_ray.nn.mmoe import MMoE
 
-__all__ = ["MLP", "FieldEmbedding", "MMoE"]
+__all__ = [
+    "MLP",
+    "BranchLinear",
+    "BranchMLP",
+    "ExpertMixture",
+    "FieldEmbedding",
+    "FieldInputs",
+    "FieldPool",
+    "Groups",
+    "MMoE",
+]

@@ -38,3 +38,27 @@ class FieldEmbedding(nn.Module):
         if self.table is None:
             return torch.empty(len(cat_BF), 0, device=cat_BF.device)
         return self.table(cat_BF + self.offsets).flatten(1)
+
+
+class FieldInputs(nn.Module):
+    """Numeric inputs beside embedded categorical fields: the input of a plain network.
+
+    Args:
+        n_numeric: N.
+        sizes: (F,) number of codes of each categorical field.
+        width: D, numbers per categorical field.
+
+    Attributes:
+        out_features: N + F * D.
+    """
+
+    def __init__(self, n_numeric: int, sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.fields = FieldEmbedding(sizes, width)
+        self.out_features = n_numeric + self.fields.out_features
+
+    def forward(self, dense_BN: Tensor, cat_BF: Tensor) -> Tensor:
+        """(B, N) float32 and (B, F) integers -> (B, N + F * D)."""
+        if self.fields.table is None:
+            return dense_BN
+        return torch.cat([dense_BN, self.fields(cat_BF)], dim=1)

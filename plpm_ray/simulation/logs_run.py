@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 import plpm_ray
 from plpm_ray.core.config import ConfigSource
-from plpm_ray.data.ray_exec import run_tasks
+from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.simulation.dataset import WorldLogs, WorldLogsConfig
 from plpm_ray.simulation.logged_by import resolved_policy
 from plpm_ray.simulation.logs_folder import LogsFolder, totals_of
@@ -43,8 +43,9 @@ class LogsConfig(WorldLogsConfig):
         ge=0,
         description="with a trial: what every user would have done under each arm, averaged over this many lucks; 0: not",
     )
-    backend: Literal["local", "ray"] = Field(
-        default="local", description="run the tasks here, or on a Ray cluster"
+    backend: Backend = Field(
+        default="local",
+        description="local: this process; processes: of this machine; ray: tasks on the cluster",
     )
     workers: int | None = Field(
         default=None, ge=1, description="tasks at a time; null: 1 here, all CPUs with ray"

@@ -146,7 +146,7 @@ def _simulate(part: _Part) -> _Made:
         config.warmup_days,
         config.trial_days,
     )
-    raw = _evening_features(simulation, online, config.warmup_days)
+    raw = evening_features(simulation, online, config.warmup_days)
     # other lucks than that of the trial: effects that hold a part of the responses would rank users by their noise
     truth = trial.potential_outcomes(simulation, control, config.replicates, first=1)
     chooser = TrialChooser(trial, control, part.users)
@@ -156,7 +156,7 @@ def _simulate(part: _Part) -> _Made:
     return _Made(chooser.arm, responses.use_s_per_day, outcomes, pa.table(raw.to_columns()))
 
 
-def _evening_features(simulation: Simulation, online: OnlineFeatures, day: int) -> RawFeatures:
+def evening_features(simulation: Simulation, online: OnlineFeatures, day: int) -> RawFeatures:
     """Features of all users at the midnight that begins a day, without context."""
     users, world = simulation.users, simulation.world
     profile = users.profile()

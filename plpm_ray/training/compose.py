@@ -115,7 +115,7 @@ def compose(
         jobs: one for each of its roles.
         warehouse_root, train_days: what settings that follow from the parts are found on.
         run_root, run_name: the folder is `<run_root>/<run_name>-<hash of settings and parts>`.
-        backend: ray trains the parts side by side, as far as the cluster has room.
+        backend: with processes or ray the parts are trained side by side, as far as there is room.
         plugins: files or modules that register navigators and learners of one's own.
 
     Raises:
@@ -232,7 +232,7 @@ def _train_parts(jobs: Sequence[PartJob], backend: Backend) -> dict[str, Path]:
     tasks = [job for job in open_jobs if not job.on_ray]
     with ThreadPoolExecutor(max(1, len(threads))) as pool:
         waiting = [pool.submit(_run, job) for job in threads]
-        done = run_tasks(_run, tasks, backend="ray", progress="training parts") if tasks else []
+        done = run_tasks(_run, tasks, backend=backend, progress="training parts")
         found |= {job.role: path for job, path in zip(tasks, done, strict=True)}
         return found | {job.role: future.result() for job, future in zip(threads, waiting, strict=True)}
 

@@ -15,7 +15,14 @@ K = 3
 
 def make(**config) -> AM:
     spec, stats = fitted(K)
-    options = {"experts": 3, "expert_hidden": (7, 5), "tower_hidden": (4,), "embedding_dim": 2, **config}
+    options = {
+        "experts": 3,
+        "expert_hidden": 7,
+        "expert_width": 5,
+        "tower_hidden": (4,),
+        "embedding_dim": 2,
+        **config,
+    }
     learner = build_learner(AM, options, spec, pages(K), stats, seed=3)
     assert isinstance(learner, AM)
     return learner
@@ -42,15 +49,15 @@ def gamma_by_hand(learner: AM, dense: np.ndarray, cat: np.ndarray) -> np.ndarray
     outputs = []
     for m in range(3):
         rows = slice(7 * m, 7 * m + 7)
-        h = relu(w["mmoe.expert_in.weight"][rows] @ x + w["mmoe.expert_in.bias"][rows])
-        outputs.append(relu(h @ w["mmoe.expert_layers.0.weight"][m] + w["mmoe.expert_layers.0.bias"][m]))
+        h = relu(w["mmoe.first.weight"][rows] @ x + w["mmoe.first.bias"][rows])
+        outputs.append(h @ w["mmoe.second.weight"][m] + w["mmoe.second.bias"][m, 0])
     found = []
     for k in range(K):
         rows = slice(3 * k, 3 * k + 3)
         gate = softmax(w["mmoe.gate.weight"][rows] @ x + w["mmoe.gate.bias"][rows])
         mixed = sum(g * o for g, o in zip(gate, outputs, strict=True))
-        h = relu(mixed @ w["mmoe.tower_layers.0.weight"][k] + w["mmoe.tower_layers.0.bias"][k])
-        logit = h @ w["mmoe.tower_layers.1.weight"][k] + w["mmoe.tower_layers.1.bias"][k]
+        h = relu(mixed @ w["towers.layers.0.weight"][k] + w["towers.layers.0.bias"][k, 0])
+        logit = h @ w["towers.layers.1.weight"][k] + w["towers.layers.1.bias"][k, 0]
         found.append(1 / (1 + np.exp(-logit[0])))
     return np.array(found)
 
@@ -105,15 +112,14 @@ def test_other_pages_get_exactly_no_gradient(page: int):
     batch["action"] = torch.full_like(batch["action"], page)
     learner(batch)["loss"].backward()
     mmoe, others = learner.mmoe, [k for k in range(K) if k != page]
-    for layer in mmoe.tower_layers:
-        for parameter in layer.parameters():
-            assert parameter.grad is not None
-            assert (parameter.grad[others] == 0).all() and (parameter.grad[page] != 0).any()
+    for parameter in learner.towers.parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad[others] == 0).all() and (parameter.grad[page] != 0).any()
     for parameter in mmoe.gate.parameters():
         assert parameter.grad is not None
         gate = parameter.grad.unflatten(0, (K, -1))
         assert (gate[others] == 0).all() and (gate[page] != 0).any()
-    assert mmoe.expert_in.weight.grad is not None and (mmoe.expert_in.weight.grad != 0).any()
+    assert mmoe.first.weight.grad is not None and (mmoe.first.weight.grad != 0).any()
 
 
 def test_metrics_are_those_of_the_assigned_page():

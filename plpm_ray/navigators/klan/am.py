@@ -25,7 +25,7 @@ from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import register
 from plpm_ray.core.stats import TableStats
 from plpm_ray.navigators.base import Batch, Learner, LearnerConfig
-from plpm_ray.nn import FieldEmbedding, MMoE
+from plpm_ray.nn import BranchMLP, FieldEmbedding, MMoE
 
 
 class AMConfig(LearnerConfig):
@@ -42,9 +42,10 @@ class AMConfig(LearnerConfig):
     experts: Annotated[int, Tunable(2, 8, kind="int")] = Field(
         4, ge=1, le=64, description="experts shared by the towers"
     )
-    expert_hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (64, 32), min_length=1, description="width of each layer of an expert"
+    expert_hidden: Annotated[int, Tunable(16, 256, log=True, kind="int")] = Field(
+        64, ge=1, description="hidden units of an expert"
     )
+    expert_width: int = Field(32, ge=1, description="outputs of an expert, which the gates mix")
     tower_hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (16,), description="width of each hidden layer of a page's tower"
     )
@@ -66,11 +67,13 @@ class AM(Learner):
         super().__init__(config, spec, pages, stats)
         self.fields = FieldEmbedding(spec.cat_sizes, config.embedding_dim)
         width = spec.n_dense + self.fields.out_features
-        self.mmoe = MMoE(width, len(pages), config.experts, config.expert_hidden, config.tower_hidden)
+        self.mmoe = MMoE(width, config.expert_hidden, config.expert_width, config.experts, len(pages))
+        self.towers = BranchMLP(len(pages), config.expert_width, config.tower_hidden, 1)
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, K) log odds of a static session on each page."""
-        return self.mmoe(torch.cat([batch["dense"], self.fields(batch["cat"])], dim=1))
+        mixed_BKH = self.mmoe(torch.cat([batch["dense"], self.fields(batch["cat"])], dim=1))
+        return self.towers(mixed_BKH).squeeze(2)
 
     def label(self, batch: Batch) -> Tensor:
         """(B,) float32, 1 where the session was static."""

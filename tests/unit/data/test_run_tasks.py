@@ -1,58 +1,42 @@
-"""run_tasks in this process; the Ray half is in tests/ray/test_ray_exec.py."""
+"""run_tasks in processes: results in order, errors as they were raised, and a killed process said so."""
 
-import sys
-import threading
-import time
+from __future__ import annotations
+
+import os
+import signal
 
 import pytest
 
+from plpm_ray.core.errors import DataError, PlpmError
 from plpm_ray.data.ray_exec import run_tasks
 
 
-def slow_first(item: int) -> int:
-    time.sleep(0.05 if item == 0 else 0.0)
-    return item * 10
+def square(item: int) -> tuple[int, int, str | None]:
+    return item * item, os.getpid(), os.environ.get("OMP_NUM_THREADS")
 
 
-@pytest.mark.parametrize("workers", [None, 1, 3])
-def test_results_keep_the_order_of_items(workers):
-    assert run_tasks(slow_first, list(range(6)), workers=workers) == [0, 10, 20, 30, 40, 50]
+def refuse(item: int) -> None:
+    raise DataError(f"item {item} is bad", hint="leave it out")
 
 
-def test_no_items_no_results():
-    assert run_tasks(slow_first, [], backend="ray") == []
+def die(item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_first_error_ends_the_run(workers):
-    started = []
-
-    def fails(item: int) -> None:
-        started.append(item)
-        if item == 2:
-            raise KeyError("bad item")
-        time.sleep(0.01)
-
-    with pytest.raises(KeyError, match="bad item"):
-        run_tasks(fails, list(range(200)), workers=workers)
-    assert len(started) < 200
+def test_processes_keep_the_order_and_have_one_thread_each(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = run_tasks(square, list(range(6)), backend="processes", workers=2)
+    assert [f[0] for f in found] == [0, 1, 4, 9, 16, 25]
+    assert os.getpid() not in {f[1] for f in found} and {f[2] for f in found} == {"1"}
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
-def test_threads_are_used_when_asked_for():
-    barrier = threading.Barrier(2, timeout=10)
-    run_tasks(lambda _: barrier.wait(), [0, 1], workers=2)
+def test_the_error_of_a_task_comes_through():
+    with pytest.raises(DataError, match="item 3 is bad") as error:
+        run_tasks(refuse, [3], backend="processes", workers=1)
+    assert error.value.hint == "leave it out"
 
 
-def test_importing_the_module_does_not_import_ray():
-    import subprocess
-
-    code = "import sys, plpm_ray.data.ray_exec; print('ray' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "False\n"
-    )
-
-
-def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="backend"):
-        run_tasks(slow_first, [1], backend="dask")  # type: ignore[arg-type]
+def test_a_killed_process_is_an_error_with_advice():
+    with pytest.raises(PlpmError, match="killed"):
+        run_tasks(die, [1, 2], backend="processes", workers=1)
