@@ -115,6 +115,7 @@ def open_subject(config: WorldSweepConfig, source: ConfigSource | None = None) -
         space = build_space(config.search, models)
         _refuse_length(space)
         check_space(space, models, base)
+    _refuse_users(space, bundle)
     warehouse = Warehouse.open(config.tables)
     split = split_days(warehouse.transitions.days(), config.split)
     subject = Subject(config, world, path, bundle, warehouse, tuple(split.train), space)
@@ -223,6 +224,18 @@ def _refuse_length(space: Space) -> None:
             raise ConfigError(
                 f"search.{dimension.name}: this is how long a part is trained",
                 hint="set training.epochs, the same for all trials",
+            )
+
+
+def _refuse_users(space: Space, bundle: Bundle) -> None:
+    """Trials train on rows of sessions only."""
+    for dimension in space:
+        part = bundle.parts.get(dimension.section.partition(".")[0])
+        if part is not None and lookup("learner", part.name).grain == "user":
+            raise ConfigError(
+                f"search.{dimension.name}: {part.name!r} learns from the users of a randomised trial, which a sweep in "
+                "the world does not read",
+                hint="search it where uplift is evaluated, and give its bundle here",
             )
 
 
