@@ -24,12 +24,19 @@ class NavigatorChooser:
         world: the world.
         navigator: its pages must be the world's.
         policy: how pages are drawn; greedy by default.
+        online: what is known of the users already; it is kept up to date. By default nothing.
 
     Attributes:
         decisions, cpu_s: how many were made, and the CPU seconds of features, scores and draws.
     """
 
-    def __init__(self, world: World, navigator: Navigator, policy: PolicyConfig | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        navigator: Navigator,
+        policy: PolicyConfig | None = None,
+        online: OnlineFeatures | None = None,
+    ) -> None:
         if tuple(navigator.pages.names) != tuple(world.pages.names):
             raise ConfigError(
                 f"{navigator.name} was made for the pages {list(navigator.pages.names)}, "
@@ -39,7 +46,7 @@ class NavigatorChooser:
         self.world, self.navigator, self.policy = world, navigator, Policy(policy)
         self.name = navigator.name
         self.decisions, self.cpu_s = 0, 0.0
-        self._online: OnlineFeatures | None = None
+        self._online = online
         self._nav = np.zeros((0, 0), dtype=np.float32)
         self._nav_day = np.zeros(0, dtype=np.int64)
         self._inputs: RawFeatures | None = None
@@ -47,6 +54,7 @@ class NavigatorChooser:
     def _begin(self, simulation: Simulation) -> OnlineFeatures:
         if self._online is None:
             self._online = OnlineFeatures(self.world, simulation.users.profile())
+        if len(self._nav_day) != len(simulation):
             size = self.navigator.state_size
             self._nav = np.zeros((len(simulation), size), dtype=np.float32)
             self._nav_day = np.full(len(simulation), -1, dtype=np.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 
@@ -39,6 +41,12 @@ class OnlineFeatures:
         self.schema = world_schema(world)
         self.states = online.empty_states(online.state_dtype(self.schema), len(profile))
         self._profile = {name: profile[name].combine_chunks() for name in PROFILE}
+
+    def copied(self) -> OnlineFeatures:
+        """The same users, with states of their own."""
+        other = copy.copy(self)
+        other.states = self.states.copy()
+        return other
 
     def features(self, entries: Entries) -> RawFeatures:
         """Features of B entries from what had ended before each."""

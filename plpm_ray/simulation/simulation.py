@@ -12,8 +12,9 @@ learning need it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import expit
@@ -35,6 +36,7 @@ __all__ = [
     "Sessions",
     "Simulation",
     "Sink",
+    "copied",
     "run_days",
 ]
 
@@ -263,6 +265,15 @@ class Simulation:
         more &= next_ms < midnight + DAY_MS
         self.next_ms[rows] = np.where(more, next_ms, _FOREVER)
         self.step[rows] += 1
+
+
+def copied(simulation: Simulation, *others: Any, shared: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    """A simulation, and what else keeps state of its users, with states of their own.
+
+    The world, its users and what is in `shared` never change and stay one.
+    """
+    memo = {id(thing): thing for thing in (simulation.world, simulation.users, *shared)}
+    return copy.deepcopy((simulation, *others), memo)
 
 
 Sink = Callable[[Sessions], None]
