@@ -11,25 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 from scipy.stats import binomtest
 
-from plpm_ray.core.config import StrictConfig, config_hash
 from plpm_ray.core.storage import write_json
-from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.evaluation.config import ModelsConfig
 from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimator
 from plpm_ray.evaluation.fqe import FQEConfig, QFits, fitted_q
 from plpm_ray.evaluation.held_out import HeldOutLog, prepare_log
 from plpm_ray.evaluation.sequential import PDIS, SequentialDR
-from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
+from plpm_ray.simulation.config import WorldConfig, load_world
 from plpm_ray.simulation.coverage_logs import simulate_log
 from plpm_ray.simulation.coverage_targets import Regression, Target, TargetConfig
 from plpm_ray.simulation.coverage_truth import Truth, truths
+from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.world import World
 
 Name = Literal["snips", "ips", "dr", "dm", "fqe", "fqe_plug_in", "pdis", "sequential_dr"]
@@ -55,16 +54,10 @@ _TARGETS: tuple[dict[str, Any], ...] = (
 )
 
 
-class CoverageConfig(StrictConfig):
+class CoverageConfig(RunConfig):
     """`plpm simulate coverage`: which estimators are checked on which policies, and how often."""
 
-    name: str = Field(
-        default="coverage", min_length=1, description="run name; the run folder adds a hash of the config"
-    )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
-    world: WorldRef = Field(
-        default="kuaishou", description="shipped world, path of a YAML file, or the world itself"
-    )
+    name: RunName = "coverage"
     explore: float | None = Field(
         default=0.2, ge=0, le=1, description="even draws of the logging policy; null: as the world has it"
     )
@@ -95,10 +88,6 @@ class CoverageConfig(StrictConfig):
         default=20, ge=0, description="fits of fqe_plug_in on resampled users, for its interval"
     )
     seed: int = Field(default=0, ge=0, description="seed of the users")
-    backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
-    workers: int | None = Field(
-        default=None, ge=1, description="tasks at a time; default: what the backend gives"
-    )
     plugins: tuple[str, ...] = Field(default=(), description="files or modules that register navigators")
 
     @model_validator(mode="after")
@@ -139,12 +128,14 @@ def run_coverage(config: CoverageConfig) -> dict[str, Any]:
         Its content, with the run folder under "run".
     """
     world = _world(config)
-    identity = {
-        **config.model_dump(mode="json", exclude={"run_root", "backend", "workers"}),
-        "world": world.model_dump(mode="json"),
-    }
-    run_dir = Path(config.run_root) / f"{config.name}-{config_hash(identity)}"
-    write_json(run_dir / "config.json", identity)
+    with run_folder(config, world) as run_dir:
+        result = _result(config, world)
+        write_json(run_dir / "coverage.json", result)
+        return {**result, "run": str(run_dir)}
+
+
+def _result(config: CoverageConfig, world: WorldConfig) -> dict[str, Any]:
+    """The content of `coverage.json`."""
     execution: dict[str, Any] = {"backend": config.backend, "workers": config.workers}
     targets = _targets(config, World(world))
     parts = [_Task(config, world, targets, n) for n in range(-(-config.truth_users // _TRUTH_USERS))]
@@ -154,7 +145,7 @@ def run_coverage(config: CoverageConfig) -> dict[str, Any]:
     ]
     tasks = [_Task(config, world, targets, n) for n in range(config.repetitions)]
     answers = run_tasks(_repetition, tasks, progress="judging logs", **execution)
-    result = {
+    return {
         "kind": "coverage",
         "world": world.name,
         "repetitions": config.repetitions,
@@ -163,8 +154,6 @@ def run_coverage(config: CoverageConfig) -> dict[str, Any]:
         "seed": config.seed,
         "rows": _rows(config, known, [a for part in answers for a in part]),
     }
-    write_json(run_dir / "coverage.json", result)
-    return {**result, "run": str(run_dir)}
 
 
 def _world(config: CoverageConfig) -> WorldConfig:

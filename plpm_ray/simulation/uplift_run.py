@@ -8,27 +8,25 @@ potential outcomes). The true effects stand in the table as a model too; average
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from plpm_ray.core.config import StrictConfig, config_hash
 from plpm_ray.core.feature_fitting import SpecFitter
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.hashing import splitmix64
-from plpm_ray.core.storage import write_json
 from plpm_ray.data.features.sessions import EntryArrays
 from plpm_ray.data.features.state import features
-from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.evaluation.held_out import model_features
 from plpm_ray.evaluation.ridge import ActionRidge
-from plpm_ray.evaluation.uplift import UpliftSettings, uplift_report
+from plpm_ray.evaluation.uplift import UpliftReport, UpliftSettings, uplift_report
 from plpm_ray.simulation.choosers import LoggingPolicy
-from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
+from plpm_ray.simulation.config import WorldConfig, load_world
 from plpm_ray.simulation.online import PROFILE, OnlineFeatures, world_schema
+from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.simulation import Simulation, run_days
 from plpm_ray.simulation.trial import Responses, Trial, TrialChooser, TrialConfig
 from plpm_ray.simulation.world import World
@@ -37,16 +35,12 @@ from plpm_ray.simulation.world import World
 _PENALTIES = (1e-3, 1e-3, 1e3)
 
 
-class UpliftRunConfig(StrictConfig):
+class UpliftRunConfig(RunConfig):
     """`plpm simulate uplift`: a trial, simple models, and every uplift metric with its interval."""
 
-    name: str = Field(
-        default="uplift", min_length=1, description="run name; the run folder adds a hash of the config"
-    )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
-    world: WorldRef = Field(
-        default="kuaishou", description="shipped world, path of a YAML file, or the world itself"
-    )
+    operational: ClassVar[frozenset[str]] = RunConfig.operational | {"users_per_task"}
+
+    name: RunName = "uplift"
     users: int = Field(default=20_000, ge=100, description="users of the trial")
     first_user: int = Field(default=3_000_000_000, ge=0, description="id of the first user")
     warmup_days: int = Field(
@@ -65,10 +59,6 @@ class UpliftRunConfig(StrictConfig):
     )
     draws: int = Field(default=300, ge=2, description="bootstrap draws of the intervals")
     seed: int = Field(default=0, ge=0, description="seed of the arms, of the parts and of the draws")
-    backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
-    workers: int | None = Field(
-        default=None, ge=1, description="tasks at a time; default: what the backend gives"
-    )
     users_per_task: int = Field(default=8192, ge=1, description="users simulated at once")
 
 
@@ -96,6 +86,14 @@ def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
         Its content, with the run folder under "run" and the tables for people under "text".
     """
     world = load_world(config.world)
+    with run_folder(config, world) as run_dir:
+        report = _report(config, world)
+        report.write(run_dir)
+        return {**report.as_record(), "text": report.as_text(), "run": str(run_dir)}
+
+
+def _report(config: UpliftRunConfig, world: WorldConfig) -> UpliftReport:
+    """Simulates the trial, fits the models on one part of the users and judges them on the other."""
     ids = config.first_user + np.arange(config.users)
     parts = [
         _Part(config, world, ids[i : i + config.users_per_task])
@@ -114,7 +112,7 @@ def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
     test = ~train
     effects = {"true effects": outcomes[test, 1:] - outcomes[test, :1]}
     effects |= {label: y[test, 1:] - y[test, :1] for label, y in predicted.items()}
-    report = uplift_report(
+    return uplift_report(
         effects,
         arm[test],
         response[test],
@@ -125,13 +123,6 @@ def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
         data=f"simulated trial in {world.name}, {config.trial_days} days",
         unit="s of app use per user and day",
     )
-    identity = config.model_dump(mode="json", exclude={"run_root", "backend", "workers", "users_per_task"})
-    run_dir = (
-        Path(config.run_root) / f"{config.name}-{config_hash([identity, world.model_dump(mode='json')])}"
-    )
-    write_json(run_dir / "config.json", {**identity, "world": world.model_dump(mode="json")})
-    report.write(run_dir)
-    return {**report.as_record(), "text": report.as_text(), "run": str(run_dir)}
 
 
 def _simulate(part: _Part) -> _Made:
