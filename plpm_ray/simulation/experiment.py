@@ -11,7 +11,7 @@ import datetime as dt
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,7 +31,7 @@ from plpm_ray.simulation.choosers import LoggingPolicy
 from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
 from plpm_ray.simulation.navigated import NavigatorChooser
 from plpm_ray.simulation.runs import RunConfig, RunName, finished, run_folder
-from plpm_ray.simulation.simulation import Chooser, Simulation
+from plpm_ray.simulation.simulation import Chooser, Simulation, Sink, run_days
 from plpm_ray.simulation.totals import DAILY, PERIODS, STATES, Counts, Recorder
 from plpm_ray.simulation.world import World
 
@@ -202,16 +202,13 @@ def live(
     watchers: Sequence[Chooser],
     recorder: Recorder | None,
 ) -> None:
-    """The next days under a chooser; every watcher is told of every session, so that it knows its users when its turn comes."""
+    """The next days under a chooser; watchers see every session, so that they know their users when their turn comes."""
+    told: list[Sink] = [
+        partial(watcher.observe, simulation) for watcher in watchers if watcher is not chooser
+    ]
+    sinks: list[Sink] = told if recorder is None else [*told, recorder]
     for _ in range(days):
-        simulation.begin_day()
-        while (entries := simulation.entries()) is not None:
-            choice = chooser.choose(simulation, entries)
-            sessions = simulation.land(choice.page, choice.propensity)
-            for watcher in watchers:
-                watcher.observe(simulation, sessions)
-            if recorder is not None:
-                recorder(sessions)
+        run_days(simulation, 1, chooser, *sinks)
         if recorder is not None:
             recorder.end_day()
 
