@@ -14,10 +14,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from plpm_ray.core.config import ConfigSource
-from plpm_ray.core.hashing import splitmix64
+from plpm_ray.core.hashing import user_draws
 from plpm_ray.core.storage import write_json
 from plpm_ray.data.ray_exec import run_tasks
-from plpm_ray.evaluation.experiment import analyse
+from plpm_ray.evaluation.experiment import analyse, treatment_p_values
 from plpm_ray.evaluation.experiment_checks import false_positives
 from plpm_ray.evaluation.experiment_metrics import metric_catalogue
 from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser, resolved_arm
@@ -112,22 +112,18 @@ def _experiments(item: _Item) -> list[dict[str, float | None]]:
     live(simulation, config.warmup_days, LoggingPolicy(), (chooser,), None)
     live(simulation, config.aa_days + config.ab_days, chooser, (chooser,), recorder)
     users = recorder.users("")
-    half = (splitmix64(splitmix64(ids) + np.uint64(config.seed)) >> np.uint64(63)).astype(np.int64)
+    half = (user_draws(ids, config.seed) >= 0.5).astype(np.int64)
     arm = pa.array(_ARMS).take(pa.array(half))
     users = users.set_column(users.schema.get_field_index("arm"), "arm", arm)
-    return [
-        _p_values(config, world, users.slice(start, config.users))
+    found = (
+        analyse(
+            users.slice(start, config.users),
+            world.pages.names,
+            control=_ARMS[0],
+            arms=_ARMS,
+            aa_days=config.aa_days,
+            ab_days=config.ab_days,
+        )
         for start in range(0, len(ids), config.users)
-    ]
-
-
-def _p_values(config: AAConfig, world: World, users: pa.Table) -> dict[str, float | None]:
-    found = analyse(
-        users,
-        world.pages.names,
-        control=_ARMS[0],
-        arms=_ARMS,
-        aa_days=config.aa_days,
-        ab_days=config.ab_days,
     )
-    return {row["metric"]: row["p_value"] for row in found["metrics"] if row["arm"] == _ARMS[1]}
+    return [treatment_p_values(result) for result in found]

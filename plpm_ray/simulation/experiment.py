@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from plpm_ray.core.config import ConfigSource
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.core.hashing import splitmix64
+from plpm_ray.core.hashing import user_draws
 from plpm_ray.core.storage import read_parquet, write_json, write_parquet
 from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.evaluation.experiment import analyse
@@ -150,7 +150,7 @@ def split_users(config: ExperimentConfig) -> list[np.ndarray]:
     if config.design == "twins":
         return [ids] * len(config.arms)
     bounds = np.cumsum([arm.share for arm in config.arms])
-    draw = (splitmix64(splitmix64(ids) + np.uint64(config.seed)) >> np.uint64(11)) * 2.0**-53 * bounds[-1]
+    draw = user_draws(ids, config.seed) * bounds[-1]
     arm = np.minimum((draw[:, None] >= bounds).sum(axis=1), len(bounds) - 1)
     split = [ids[arm == a] for a in range(len(config.arms))]
     for title, mine in zip((arm.title for arm in config.arms), split, strict=True):

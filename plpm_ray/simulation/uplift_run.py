@@ -16,7 +16,7 @@ from pydantic import Field
 
 from plpm_ray.core.feature_fitting import SpecFitter
 from plpm_ray.core.features import RawFeatures
-from plpm_ray.core.hashing import splitmix64
+from plpm_ray.core.hashing import user_draws
 from plpm_ray.data.features.sessions import EntryArrays
 from plpm_ray.data.features.state import features
 from plpm_ray.data.ray_exec import run_tasks
@@ -106,8 +106,7 @@ def _report(config: UpliftRunConfig, world: WorldConfig) -> UpliftReport:
     response = np.concatenate([m.response for m in made])
     outcomes = np.concatenate([m.outcomes for m in made])
     raw = RawFeatures.from_table(world_schema(World(world)), pa.concat_tables([m.columns for m in made]))
-    draw = splitmix64(splitmix64(ids) + np.uint64(config.seed + 1)) >> np.uint64(11)
-    train = draw * 2.0**-53 < config.train_share
+    train = user_draws(ids, config.seed + 1) < config.train_share
     predicted = _predict(raw, arm, response, train)
     test = ~train
     effects = {"true effects": outcomes[test, 1:] - outcomes[test, :1]}
