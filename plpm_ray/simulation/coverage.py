@@ -8,7 +8,7 @@ a large population of other users (`coverage_truth`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any, Literal
@@ -19,11 +19,10 @@ from scipy.stats import binomtest
 
 from plpm_ray.core.storage import write_json
 from plpm_ray.data.ray_exec import run_tasks
-from plpm_ray.evaluation.config import ModelsConfig
-from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimator
-from plpm_ray.evaluation.fqe import FQEConfig, QFits, fitted_q
-from plpm_ray.evaluation.held_out import HeldOutLog, prepare_log
-from plpm_ray.evaluation.sequential import PDIS, SequentialDR
+from plpm_ray.evaluation.config import EstimatorName, ModelsConfig
+from plpm_ray.evaluation.estimators import Estimate
+from plpm_ray.evaluation.held_out import prepare_log
+from plpm_ray.evaluation.run import ESTIMATORS, LogJudge
 from plpm_ray.simulation.config import WorldConfig, load_world
 from plpm_ray.simulation.coverage_logs import simulate_log
 from plpm_ray.simulation.coverage_targets import Regression, Target, TargetConfig
@@ -31,8 +30,7 @@ from plpm_ray.simulation.coverage_truth import Truth, truths
 from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.world import World
 
-Name = Literal["snips", "ips", "dr", "dm", "fqe", "fqe_plug_in", "pdis", "sequential_dr"]
-_ONE_STEP: Mapping[str, type[Estimator]] = {"snips": SNIPS, "ips": IPS, "dr": DR, "dm": DM}
+Name = Literal[EstimatorName, "fqe_plug_in", "pdis", "sequential_dr"]
 _TRUTH_FIRST, _REGRESSION_FIRST = 1 << 38, 1 << 39
 _TRUTH_USERS = 4000  # simulated at once
 
@@ -197,39 +195,13 @@ def _repetition(task: _Task) -> list[Answer]:
         models.propensity_config(task.number),
         models.reward_config(task.number),
     )
-    estimates = _Estimates(config, ready, task.number)
+    judge = LogJudge(ready, models, task.number, gamma=config.gamma, refits=config.refits)
     return [
-        _answer(name, target.title, estimates.of(name, pi))
+        _answer(name, target.title, judge.estimate(name, pi))
         for target in task.targets
         for pi in [target.probabilities(held_out.moment)]
         for name in config.estimators
     ]
-
-
-class _Estimates:
-    """All estimators on one log."""
-
-    def __init__(self, config: CoverageConfig, log: HeldOutLog, seed: int) -> None:
-        self.config, self.log, self.thresholds = config, log, config.models.thresholds()
-        self.settings = FQEConfig(
-            gamma=config.gamma, level=config.models.level, refits=config.refits, bootstrap=0, seed=seed
-        )
-        self._fits: QFits | None = None
-
-    def of(self, name: str, pi: np.ndarray) -> Estimate:
-        """The estimate of the policy with probabilities pi (N, K)."""
-        log, level = self.log, self.config.models.level
-        if name in _ONE_STEP:
-            return _ONE_STEP[name](self.thresholds, level=level).estimate(log.data, pi, log.q_hat)
-        if name == "pdis":
-            return PDIS(self.thresholds, gamma=self.config.gamma, level=level).estimate(log.data, pi)
-        settings = replace(self.settings, correction=name != "fqe_plug_in")
-        self._fits = self._fits or QFits(log.x, log.data, self.settings)
-        fitted = fitted_q(log.x, log.data, pi, settings, self.thresholds, self._fits)
-        if name == "sequential_dr":
-            estimator = SequentialDR(self.thresholds, gamma=self.config.gamma, level=level)
-            return estimator.estimate(log.data, pi, fitted.q)
-        return fitted.estimate
 
 
 def _answer(name: str, target: str, estimate: Estimate) -> Answer:
@@ -247,7 +219,7 @@ def _rows(config: CoverageConfig, known: Sequence[Truth], answers: Sequence[Answ
     for target, truth in zip(config.targets, known, strict=True):
         for name in config.estimators:
             said = [a for a in answers if a.estimator == name and a.target == target.title]
-            ratio = truth.decision if name in _ONE_STEP else truth.day
+            ratio = truth.decision if name in ESTIMATORS else truth.day
             rows.append(
                 _row(name, target.title, ratio.value, ratio.standard_error, said, config.models.level)
             )
@@ -262,7 +234,7 @@ def _row(
         "estimator": name,
         "policy": target,
         "unit": "s",
-        "per": "decision" if name in _ONE_STEP else "user-day",
+        "per": "decision" if name in ESTIMATORS else "user-day",
         "truth": truth,
         "truth_se": truth_se,
         "answered": len(answered),
