@@ -18,11 +18,11 @@ def world_schema(world: World) -> FeatureSchema:
     return FeatureSchema(world.pages.names, dict(CONTEXT), dict(PROFILE))
 
 
-def context_columns(world: World, entries: Entries) -> dict[str, pa.Array]:
-    """The visible context of B entries."""
+def context_columns(world: World, live_followed: np.ndarray, push: np.ndarray) -> dict[str, pa.Array]:
+    """The visible context of B entries, from these columns of `Entries`."""
     return {
-        "live_followed": pa.array(entries.live_followed),
-        "push": pa.array([*world.pages.names, NO_PUSH]).take(pa.array(entries.push % (len(world) + 1))),
+        "live_followed": pa.array(live_followed),
+        "push": pa.array([*world.pages.names, NO_PUSH]).take(pa.array(push % (len(world) + 1))),
     }
 
 
@@ -47,7 +47,7 @@ class OnlineFeatures:
             self.states,
             entries.arrays,
             self.schema,
-            context_columns(self.world, entries),
+            context_columns(self.world, entries.live_followed, entries.push),
             {name: column.take(rows) for name, column in self._profile.items()},
             rows=entries.rows,
         )
