@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from plpm_ray.core.features import FeatureSchema, RawFeatures
 from plpm_ray.data.features import state as online
+from plpm_ray.data.features.sessions import EntryArrays
 from plpm_ray.simulation.simulation import Entries, Sessions
 from plpm_ray.simulation.world import CONTEXT, PROFILE, World
 
@@ -51,6 +52,10 @@ class OnlineFeatures:
             {name: column.take(rows) for name, column in self._profile.items()},
             rows=entries.rows,
         )
+
+    def at(self, moments: EntryArrays) -> RawFeatures:
+        """Features of all U users at U moments, one each, without context."""
+        return online.features(self.states, moments, self.schema, profile=self._profile)
 
     def observe(self, sessions: Sessions) -> None:
         """Adds ended sessions."""

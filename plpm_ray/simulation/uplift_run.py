@@ -11,21 +11,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
-from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.hashing import user_draws
 from plpm_ray.data.features.sessions import EntryArrays
-from plpm_ray.data.features.state import features
 from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.evaluation.held_out import model_features
 from plpm_ray.evaluation.ridge import ActionRidge
 from plpm_ray.evaluation.uplift import UpliftReport, UpliftSettings, uplift_report
 from plpm_ray.simulation.choosers import LoggingPolicy
 from plpm_ray.simulation.config import WorldConfig, load_world
-from plpm_ray.simulation.online import PROFILE, OnlineFeatures, world_schema
+from plpm_ray.simulation.online import OnlineFeatures
 from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.simulation import Simulation, run_days
 from plpm_ray.simulation.trial import Responses, Trial, TrialChooser, TrialConfig
@@ -71,12 +69,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Made:
-    """Some users: arm (U,), response (U,), outcomes (U, A), features as columns."""
+    """Some users: arm (U,), response (U,), outcomes (U, A), features (U rows)."""
 
     arm: np.ndarray
     response: np.ndarray
     outcomes: np.ndarray
-    columns: pa.Table
+    features: RawFeatures
 
 
 def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def _report(config: UpliftRunConfig, world: WorldConfig) -> UpliftReport:
     arm = np.concatenate([m.arm for m in made])
     response = np.concatenate([m.response for m in made])
     outcomes = np.concatenate([m.outcomes for m in made])
-    raw = RawFeatures.from_table(world_schema(World(world)), pa.concat_tables([m.columns for m in made]))
+    raw = RawFeatures.concat([m.features for m in made])
     train = user_draws(ids, config.seed + 1) < config.train_share
     predicted = _predict(raw, arm, response, train)
     test = ~train
@@ -127,8 +125,7 @@ def _report(config: UpliftRunConfig, world: WorldConfig) -> UpliftReport:
 def _simulate(part: _Part) -> _Made:
     config, world = part.config, World(part.world)
     simulation, control = Simulation(world, part.users), LoggingPolicy()
-    profile = simulation.users.profile()
-    online = OnlineFeatures(world, profile)
+    online = OnlineFeatures(world, simulation.users.profile())
     run_days(simulation, config.warmup_days, control, online.observe)
     trial = Trial(
         TrialConfig(seed=config.seed, start_day=0, days=config.trial_days),
@@ -136,32 +133,23 @@ def _simulate(part: _Part) -> _Made:
         config.warmup_days,
         config.trial_days,
     )
-    raw = _evening_features(simulation, online, config.warmup_days)
+    # what is known at the midnight on which the trial begins
+    offset = simulation.users.utc_offset_min
+    raw = online.at(EntryArrays(world.day_start_ms(config.warmup_days, offset), offset))
     # other lucks than that of the trial: effects that hold a part of the responses would rank users by their noise
     truth = trial.potential_outcomes(simulation, control, config.replicates, first=1)
     chooser = TrialChooser(trial, control, part.users)
     responses = Responses(len(part.users), config.trial_days)
     run_days(simulation, config.trial_days, chooser, responses)
     outcomes = np.column_stack([truth[name].to_numpy() for name in truth.column_names if name != "user_id"])
-    return _Made(chooser.arm, responses.use_s_per_day, outcomes, pa.table(raw.to_columns()))
-
-
-def _evening_features(simulation: Simulation, online: OnlineFeatures, day: int) -> RawFeatures:
-    """Features of all users at the midnight that begins a day, without context."""
-    users, world = simulation.users, simulation.world
-    profile = users.profile()
-    midnight = EntryArrays(world.day_start_ms(day, users.utc_offset_min), users.utc_offset_min)
-    columns = {name: profile[name].combine_chunks() for name in PROFILE}
-    return features(online.states, midnight, online.schema, {}, columns)
+    return _Made(chooser.arm, responses.use_s_per_day, outcomes, raw)
 
 
 def _predict(
     raw: RawFeatures, arm: np.ndarray, response: np.ndarray, train: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Model -> (U, A) responses under every arm, fitted on the users of `train`."""
-    fitter = SpecFitter(raw.schema)
-    fitter.update(raw.take(np.flatnonzero(train)))
-    x = model_features(fitter.finish(), raw)
+    x = model_features(fitted_spec(raw.take(train)), raw)
     arms, rows = int(arm.max()) + 1, int(train.sum())
     ridge = ActionRidge(x[train], arm[train], arms)
     shared, own, stiff = (rows * penalty for penalty in _PENALTIES)
