@@ -111,7 +111,7 @@ def sweep(config: Path, sets: Sets) -> Any:
     return result
 
 
-def evaluate(config: Path, sets: Sets) -> Any:
+def evaluate(config: Path, sets: Sets) -> Path:
     """`plpm evaluate`: every policy on held-out days, one table."""
     from plpm_ray.cli.configs import EvaluateConfig
     from plpm_ray.data.contract import Warehouse

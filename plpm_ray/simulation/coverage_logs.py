@@ -76,9 +76,9 @@ class Life:
         simulation, online: the hidden world and what is known of it.
     """
 
-    def __init__(self, world: World, user_id: np.ndarray, replicate: int = 0) -> None:
+    def __init__(self, world: World, user_id: np.ndarray) -> None:
         self.world = world
-        self.simulation = Simulation(world, user_id, replicate)
+        self.simulation = Simulation(world, user_id)
         self.online = OnlineFeatures(world, self.simulation.users.profile())
         self._logging = LoggingPolicy()
 
@@ -112,9 +112,9 @@ class Life:
         return sessions
 
 
-def simulate_log(world: World, user_id: np.ndarray, before: int, days: int, replicate: int = 0) -> Log:
+def simulate_log(world: World, user_id: np.ndarray, before: int, days: int) -> Log:
     """Logs of `days` days under the logging policy, after `before` days of it that are not kept."""
-    life = Life(world, user_id, replicate)
+    life = Life(world, user_id)
     life.log_days(before)
     kept: list[tuple[Moment, Sessions]] = []
     life.log_days(days, lambda moment, sessions: kept.append((moment, sessions)))
