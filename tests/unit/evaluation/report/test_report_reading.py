@@ -12,7 +12,8 @@ import pytest
 from plpm_ray.core.errors import PlpmError
 from plpm_ray.core.storage import read_json, read_parquet, write_json, write_parquet
 from plpm_ray.evaluation.report import read_run, render
-from tests.report_runs import aa_run, ab_run, coverage_run, evaluate_run, uplift_run
+from tests.report_experiments import ab_run
+from tests.report_runs import aa_run, coverage_run, evaluate_run, uplift_run
 
 
 def drop(name: str) -> Callable[[Path], None]:
