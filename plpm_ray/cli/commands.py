@@ -148,7 +148,7 @@ def _sweep_learner(source: ConfigSource) -> Any:
     return run(settings, source)
 
 
-def evaluate(config: Path, sets: Sets) -> Any:
+def evaluate(config: Path, sets: Sets) -> Path:
     """`plpm evaluate`: every policy on held-out days, one table."""
     from plpm_ray.cli.configs import EvaluateConfig
     from plpm_ray.data.contract import Warehouse
