@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,14 +45,14 @@ from plpm_ray.data.history import Midnight, profile_fingerprint, read_profiles
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
+from plpm_ray.navigators.klan.klan import DELTA
 from plpm_ray.serving.config import StoreConfig
-from plpm_ray.serving.score_store import DELTA, VectorStore, publish
-from plpm_ray.serving.store import open_store
+from plpm_ray.serving.deltas import MANIFEST, store_day
+from plpm_ray.serving.store import StateStore, open_store
 
 SCORE_VERSION = 1
 """To be raised whenever the meaning of the output changes: all days are then scored anew."""
 
-MANIFEST = "manifest.json"
 _META = b"plpm.score"
 
 
@@ -82,7 +82,7 @@ class ScoreConfig(StrictConfig):
     )
 
 
-def score_users(config: ScoreConfig, store: VectorStore | None = None) -> dict[str, Any]:
+def score_users(config: ScoreConfig, store: StateStore | None = None) -> dict[str, Any]:
     """Scores a day, or goes on with it, or finds it done.
 
     Args:
@@ -116,13 +116,13 @@ def score_users(config: ScoreConfig, store: VectorStore | None = None) -> dict[s
     busy = ConfigError(f"{folder} is being written by another process", hint="wait for it")
     with exclusive_lock(folder / ".lock", busy):
         manifest, before = _day(config, plan, folder)
-        opened = store or (None if config.store is None else cast(VectorStore, open_store(config.store)))
+        opened = open_store(config.store) if store is None and config.store is not None else store
         stored = False
         if opened is not None:
             with contextlib.ExitStack() as stack:
                 if store is None:
                     stack.callback(opened.close)
-                stored = publish(opened, folder, manifest)
+                stored = _published(opened, folder, manifest)
     return {
         "output": str(folder),
         **{name: manifest[name] for name in ("day", "version", "rows")},
@@ -152,6 +152,15 @@ def uplift_bundle(bundle: Bundle) -> Bundle:
             hint="give the bundle of a learner such as klan.isp, or of a navigator with such a part",
         )
     return found[0]
+
+
+def _published(store: StateStore, folder: Path, manifest: dict[str, Any]) -> bool:
+    """Tells a store the result of a day, unless a newer day is published there; whether it was told."""
+    before = store.vector_info(DELTA)
+    if before is not None and str(before.get("day", "")) > manifest["day"]:
+        return False
+    store_day(store, folder)
+    return True
 
 
 @dataclass(frozen=True)

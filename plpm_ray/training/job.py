@@ -103,21 +103,32 @@ class TrainJob:
             ConfigError: the folder holds another run.
             StorageError: the folder cannot be written.
         """
-        path = self.run_dir / "config.json"
-        if path.exists():
-            known = read_json(path).get("identity", {})
-            if config_hash(known) != self.hash:
-                differing = sorted(_differing(known, self.identity))
-                raise ConfigError(
-                    f"{self.run_dir} holds a run of another config (differs in {', '.join(differing)})",
-                    hint="give another name or run folder, restore the config, or remove the folder to train anew",
-                )
-            return True
-        write_json(
-            path,
-            {"hash": self.hash, "identity": self.identity, "training": self.training.model_dump(mode="json")},
+        return claim_folder(
+            self.run_dir, self.identity, {"training": self.training.model_dump(mode="json")}, "train"
         )
-        return False
+
+
+def claim_folder(
+    run_dir: Path, identity: dict[str, Any], also: Mapping[str, Any], verb: str = "train"
+) -> bool:
+    """Writes `config.json` (identity, its hash, and `also`) into a new run folder; True if it holds this very run already.
+
+    Raises:
+        ConfigError: the folder holds another run; its hint is to `verb` anew.
+        StorageError: the folder cannot be written.
+    """
+    path = run_dir / "config.json"
+    if path.exists():
+        known = read_json(path).get("identity", {})
+        if config_hash(known) != config_hash(identity):
+            differing = sorted(_differing(known, identity))
+            raise ConfigError(
+                f"{run_dir} holds a run of another config (differs in {', '.join(differing)})",
+                hint=f"give another name or run folder, restore the config, or remove the folder to {verb} anew",
+            )
+        return True
+    write_json(path, {"hash": config_hash(identity), "identity": identity, **also})
+    return False
 
 
 def build_learner(

