@@ -4,10 +4,11 @@
     OMP_NUM_THREADS=1 python benchmarks/train_isp.py --users 100000 --learners klan.isp reference.tarnet
 
 Every learner passes `--epochs` times over the same trial through the training loop, batches drawn and gathered from a table
-included; then all arms of all users are predicted. The effects are known: PEHE is the root mean squared error of a page's
-effect as a share of that effect's spread (1 = the mean effect for everyone), on users held out; gain is what showing everyone the page
-predicted best brings, 1 being the best that is possible and 0 the best single page. causalml and econml T-learners over
-LightGBM-like trees of scikit-learn are fitted on the same users where they are installed (they are no dependencies).
+included; then all arms of all users are predicted. The effects are known, and judged on users held out: PEHE is the root
+mean squared error of a page's effect as a share of that effect's spread (1 = the mean effect for everyone); gain is what
+showing everyone the page predicted best brings, 1 being the best that is possible and 0 the best single page. The T-learners
+of causalml and econml, over scikit-learn's histogram gradient boosting, are fitted on the same users where they are installed
+(they are no dependencies).
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def test_eq_5_from_the_runs_that_count_is_that_from_all_runs(arm):
     found = []
     for terms in (learner._given_runs(batch), learner._all_runs(batch)):
         learner.zero_grad()
-        sum(terms).backward()  # type: ignore[union-attr]
+        torch.stack(terms).sum().backward()
         found.append((torch.stack(terms), [p.grad for p in learner.parameters()]))
     torch.testing.assert_close(found[0][0], found[1][0])
     for one, other in zip(found[0][1], found[1][1], strict=True):
@@ -214,7 +214,7 @@ def parts_of(learner: ISP) -> dict[str, Tensor]:
 @pytest.mark.parametrize("way", ["_given_runs", "_all_runs"])
 def test_a_3_a_sample_leaves_exactly_zero_gradient_in_every_other_branch(k, way):
     learner = make()
-    sum(getattr(learner, way)(batch_of([k] * 5))).backward()
+    torch.stack(getattr(learner, way)(batch_of([k] * 5))).sum().backward()
     others = [b for b in range(K) if b != k - 1]
     for name, gradient in parts_of(learner).items():
         assert len(gradient) == K, name
