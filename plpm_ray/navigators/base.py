@@ -119,7 +119,8 @@ def _example_inputs(
         made["dense"] = torch.randn(rows, spec.n_dense, generator=gen)
     for key, sizes in (("cat", spec.cat_sizes), ("bins", spec.bin_sizes)):
         if key in inputs:
-            made[key] = torch.stack([torch.randint(size, (rows,), generator=gen) for size in sizes], dim=1)
+            codes = [torch.randint(size, (rows, 1), generator=gen) for size in sizes]
+            made[key] = torch.cat(codes, dim=1) if codes else torch.empty(rows, 0, dtype=torch.int64)
     if "sequences" in inputs and spec.schema.history:
         made["seq.recent_landing"] = torch.randint(k + 1, (rows, 8), generator=gen).float()
         made["seq.recent_use_s"] = torch.randn(rows, 8, generator=gen)

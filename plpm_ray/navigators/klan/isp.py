@@ -48,7 +48,7 @@ class ISPConfig(UpliftConfig):
         4, ge=1, le=64, description="experts of each branch (M)"
     )
     expert_hidden: Annotated[int, Tunable(8, 128, log=True, kind="int")] = Field(
-        32, ge=1, description="hidden units of each expert"
+        24, ge=1, description="hidden units of each expert"
     )
     latent_dim: Annotated[int, Tunable(4, 64, log=True, kind="int")] = Field(
         16, ge=1, description="width of a branch's latent representation z (H)"

@@ -95,7 +95,8 @@ class EFIN(UpliftLearner):
         """Under softplus: (B,) control, (B, K, H) representation of the uplift, (B, K) uplift."""
         e_BFD = self.fields.embedded(self.daily(batch, "cat"), self.daily(batch, "dense"))
         q, k, v = self.query(e_BFD), self.key(e_BFD), self.value(e_BFD)
-        crossed = F.scaled_dot_product_attention(q, k, v)
+        # one head, given as a dimension: the fast kernels want it
+        crossed = F.scaled_dot_product_attention(*(x.unsqueeze(1) for x in (q, k, v)))
         control_B = self.control(crossed.flatten(1)).squeeze(1)
         t_KD = self.arms.weight
         hidden = F.relu(self.by_field(e_BFD).unsqueeze(1) + self.by_arm(t_KD).unsqueeze(1))
