@@ -171,7 +171,13 @@ _SIMULATION = {
 def command_of(data: Mapping[str, Any]) -> str | None:
     """The command that a config is meant for, by a key that only it has."""
     told_by = {"dataset": "data", "policies": "evaluate", "entries": "decide", "search": "sweep"}
-    told_by |= {"trials": "sweep", "objective": "sweep", "learner": "train", "bundle": "serve"}
+    told_by |= {
+        "trials": "sweep",
+        "objective": "sweep",
+        "source": "stream",
+        "learner": "train",
+        "bundle": "serve",
+    }
     told_by |= {"arms": "simulate ab", "algorithm": "simulate rllib", "users_per_file": "simulate logs"}
     told_by |= {
         "experiments": "simulate aa",
@@ -191,10 +197,12 @@ def validated(command: str, source: ConfigSource) -> Any:
     from plpm_ray.data.datasets.base import make_adapter
     from plpm_ray.data.ingest import IngestConfig
     from plpm_ray.serving.config import DecideConfig, ServeConfig
+    from plpm_ray.training.stream_config import StreamConfig
     from plpm_ray.tuning.config import SweepConfig
 
     models: dict[str, Any] = {"data": IngestConfig, "train": configs.TrainRunConfig, "sweep": SweepConfig}
     models |= {"evaluate": configs.EvaluateConfig, "decide": DecideConfig, "serve": ServeConfig}
+    models["stream"] = StreamConfig
     if command in _SIMULATION:
         module, name = _SIMULATION[command]
         models[command] = getattr(importlib.import_module(f"plpm_ray.simulation.{module}"), name)
@@ -202,7 +210,7 @@ def validated(command: str, source: ConfigSource) -> Any:
     load_plugins(getattr(settings, "plugins", ()))
     if command == "data":
         make_adapter(settings.dataset, settings.plugins, source)
-    if command in ("train", "sweep"):
+    if command in ("train", "sweep") or (command == "stream" and settings.learner is not None):
         model = lookup("learner", settings.learner.name).Config
         validate(model, source, ("learner",), settings.learner.options)
     if command == "sweep":
