@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,34 @@ def train_run(folder: Path) -> Path:
     return folder
 
 
+def stream_run(folder: Path) -> Path:
+    """What `plpm stream` leaves."""
+    pages = ["featured", "explore"]
+    judged = {"auc": 0.74, "log_loss": 0.45, "brier": 0.14, "label_share": 0.8}
+    metrics = judged | {f"page/{page}/{name}": value for page in pages for name, value in judged.items()}
+    metrics |= {f"page/{page}/sessions": 20_000 for page in pages}
+    windows = [
+        {
+            "step": 40 * (i + 1),
+            "sessions": 5_000 * (i + 1),
+            "to_ms": 1_709_600_000_000 + 40_000_000 * i,
+            "auc": 0.55 + 0.03 * i if i else None,
+            "log_loss": 0.6 - 0.02 * i,
+            "overall/auc": 0.55 + 0.02 * i,
+            "overall/log_loss": 0.6 - 0.01 * i,
+            **{f"page/{page}/auc": 0.5 + 0.03 * i for page in pages},
+        }
+        for i in range(8)
+    ]
+    summary = {"command": "stream", "learner": "klan.am", "version": "klan.am-1b2e7b45d9", "dataset": "world"}
+    summary |= {"pages": pages, "sessions": 40_000, "ended": "end of the source", "metrics": metrics}
+    write_json(folder / "summary.json", {**summary, "days": ["2024-03-04", "2024-03-10"]})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(window) + "\n" for window in windows))
+    return folder
+
+
 def every_kind(folder: Path) -> list[Path]:
     """One run folder of each kind."""
-    makers = (ab_run, calibration_run, coverage_run, aa_run, uplift_run, evaluate_run, sweep_run, train_run)
+    makers = (ab_run, calibration_run, coverage_run, aa_run, uplift_run)
+    makers += (evaluate_run, sweep_run, train_run, stream_run)
     return [maker(folder / f"{maker.__name__}-0123456789") for maker in makers]

@@ -7,6 +7,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+# an optimiser imports it when it is made, which would take longer than a whole run here
+import torch._dynamo  # noqa: F401
+
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.navigators.klan.am import AM

@@ -177,6 +177,7 @@ def command_of(data: Mapping[str, Any]) -> str | None:
         "entries": "decide",
         "search": "sweep",
     }
+    told_by |= {"source": "stream"}
     told_by |= {"trials": "sweep", "objective": "sweep", "learner": "train", "bundle": "serve"}
     told_by |= {"arms": "simulate ab", "algorithm": "simulate rllib", "users_per_file": "simulate logs"}
     told_by |= {
@@ -198,11 +199,13 @@ def validated(command: str, source: ConfigSource) -> Any:
     from plpm_ray.data.ingest import IngestConfig
     from plpm_ray.serving.config import DecideConfig, ServeConfig
     from plpm_ray.serving.score import ScoreConfig
+    from plpm_ray.training.stream_config import StreamConfig
     from plpm_ray.tuning.config import SweepConfig
 
     models: dict[str, Any] = {"data": IngestConfig, "train": configs.TrainRunConfig, "sweep": SweepConfig}
     models |= {"evaluate": configs.EvaluateConfig, "decide": DecideConfig, "serve": ServeConfig}
     models["score"] = ScoreConfig
+    models["stream"] = StreamConfig
     if command == "sweep" and "world" in source.data:
         return _world_sweep(source)
     if command in _SIMULATION:
@@ -212,7 +215,7 @@ def validated(command: str, source: ConfigSource) -> Any:
     load_plugins(getattr(settings, "plugins", ()))
     if command == "data":
         make_adapter(settings.dataset, settings.plugins, source)
-    if command in ("train", "sweep"):
+    if command in ("train", "sweep") or (command == "stream" and settings.learner is not None):
         model = lookup("learner", settings.learner.name).Config
         validate(model, source, ("learner",), settings.learner.options)
     if command == "sweep":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,7 +11,6 @@ from plpm_ray.core.config import Named, StrictConfig, Tunable
 
 # These change when something is written, not what is learned: a run goes on under other values of them.
 OPERATIONAL = ("commit_every", "publish_every", "keep_bundles", "stop_after")
-Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 
 
 class StreamTraining(StrictConfig):
@@ -57,8 +57,10 @@ class TableSourceConfig(StrictConfig):
     tables: str | None = Field(
         default=None, description="warehouse folder that is replayed; null: the run's `tables`"
     )
-    first_day: Day | None = Field(default=None, description="first local day; null: the first of the table")
-    last_day: Day | None = Field(default=None, description="last local day; null: the last of the table")
+    first_day: dt.date | None = Field(
+        default=None, description="first local day; null: the first of the table"
+    )
+    last_day: dt.date | None = Field(default=None, description="last local day; null: the last of the table")
 
 
 class ValkeySourceConfig(StrictConfig):

@@ -94,10 +94,7 @@ class StreamLearner:
         for _ in range(self.config.passes):
             loss = self._learn(batch)
         if not math.isfinite(loss):
-            raise PlpmError(
-                f"training diverged: loss {loss} after {self.sessions} sessions",
-                hint="lower training.lr, set training.grad_clip, or look for extreme feature values",
-            )
+            raise self._diverged(f"loss {loss}")
         self.sessions += len(rows)
         self.batches += 1
         return scored, self._window_record() if self.window.rows >= self.config.window_sessions else None
@@ -116,6 +113,8 @@ class StreamLearner:
         with torch.inference_mode():
             chance, label = cast(Judged, self.learner).predicted(batch)
         scored = Scored(chance.numpy(), label.numpy())
+        if not np.isfinite(scored.chance).all():
+            raise self._diverged("a chance is not a number")
         if not self.window.rows:
             self.window_from_ms = int(rows.outcome["entry_ms"][0])
         self.window_to_ms = int(rows.outcome["entry_ms"][-1])
@@ -136,6 +135,12 @@ class StreamLearner:
             self.learner.after_losses({name: term.detach() for name, term in terms.items()})
             self.learner.after_step(self.steps)
         return float(terms["loss"].detach())
+
+    def _diverged(self, what: str) -> PlpmError:
+        return PlpmError(
+            f"training diverged: {what} after {self.sessions} sessions",
+            hint="lower training.lr, set training.grad_clip, or look for extreme feature values",
+        )
 
     def _window_record(self) -> Record:
         """Of the window that ends, which is then emptied. "step" and everything else follow from the stream alone."""

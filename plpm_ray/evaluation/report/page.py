@@ -19,6 +19,7 @@ from plpm_ray.evaluation.report.layout import Part, facts, shorten
 from plpm_ray.evaluation.report.markup import Child, Markup, el, label, plain
 from plpm_ray.evaluation.report.offline import evaluate_part, sweep_part, train_part
 from plpm_ray.evaluation.report.reading import Run, read_run
+from plpm_ray.evaluation.report.streaming import stream_part
 from plpm_ray.evaluation.report.uplift import uplift_part
 
 _PARTS = {
@@ -29,9 +30,10 @@ _PARTS = {
     "evaluate": evaluate_part,
     "sweep": sweep_part,
     "train": train_part,
+    "stream": stream_part,
 }
 # what people came for stands first; within a kind, the order given
-_ORDER = ("ab", "uplift", "coverage", "evaluate", "calibration", "aa", "sweep", "train")
+_ORDER = ("ab", "uplift", "coverage", "evaluate", "calibration", "aa", "sweep", "train", "stream")
 
 
 def write(runs: Sequence[str | Path], output: str | Path, title: str | None = None) -> Path:

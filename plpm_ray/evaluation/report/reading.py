@@ -23,7 +23,11 @@ _FILES: Mapping[str, tuple[str, type[records.Record]]] = {
     "uplift.json": ("uplift", records.UpliftRun),
 }
 _RESULTS = (*_FILES, "summary.json")
-_COMMANDS: Mapping[str, type[records.Record]] = {"evaluate": records.EvaluateRun, "sweep": records.SweepRun}
+_COMMANDS: Mapping[str, type[records.Record]] = {
+    "evaluate": records.EvaluateRun,
+    "sweep": records.SweepRun,
+    "stream": records.StreamRun,
+}
 _AGAIN = {
     "ab": "plpm simulate ab",
     "calibration": "plpm simulate calibrate",
@@ -33,6 +37,7 @@ _AGAIN = {
     "evaluate": "plpm evaluate",
     "sweep": "plpm sweep",
     "train": "plpm train",
+    "stream": "plpm stream",
 }
 _TABLES: Mapping[str, Sequence[str]] = {
     "daily": ("arm", "day", "period", "users", "active_users", "lt"),
@@ -49,7 +54,7 @@ class Run:
 
     Attributes:
         folder: where it lies.
-        kind: "ab", "calibration", "coverage", "aa", "uplift", "evaluate", "sweep" or "train".
+        kind: "ab", "calibration", "coverage", "aa", "uplift", "evaluate", "sweep", "train" or "stream".
         record: its checked JSON.
         config: its config.json, or nothing.
     """
@@ -128,7 +133,7 @@ def _unknown(folder: Path) -> DataError:
         )
     return DataError(
         f"{folder} is not a run folder: it holds none of {', '.join(sorted(_RESULTS))}",
-        hint="give the folder of a run of `plpm simulate`, `plpm evaluate`, `plpm sweep` or `plpm train`",
+        hint="give the folder of a run of `plpm simulate`, `plpm evaluate`, `plpm sweep` `plpm train` or `plpm stream`",
     )
 
 

@@ -293,3 +293,16 @@ class TrainRun(Record):
     steps: int | None = None
     samples: int | None = None
     data: dict[str, Any] = {}
+
+
+class StreamRun(Record):
+    """`summary.json` of `plpm stream`; its windows stand in `metrics.jsonl`."""
+
+    learner: str
+    version: str = ""
+    dataset: str = ""
+    pages: list[str]
+    sessions: int
+    ended: str = ""
+    days: list[str] = []
+    metrics: dict[str, Maybe] = {}

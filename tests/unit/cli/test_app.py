@@ -14,7 +14,18 @@ from plpm_ray.cli import commands, simulate
 from plpm_ray.core.errors import ConfigError, DataError
 from tests.command_line import plpm
 
-COMMANDS = ["data", "train", "sweep", "evaluate", "decide", "serve", "report", "doctor", "quickstart"]
+COMMANDS = [
+    "data",
+    "train",
+    "stream",
+    "sweep",
+    "evaluate",
+    "decide",
+    "serve",
+    "report",
+    "doctor",
+    "quickstart",
+]
 SIMULATE = ["ab", "aa", "calibrate", "coverage", "uplift", "rllib", "logs"]
 _OWN_OPTION = {"quickstart": "--folder", "report": "--output"}
 

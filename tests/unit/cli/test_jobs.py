@@ -18,6 +18,7 @@ ENTRY_POINTS = {
     "jobs/train.py": ["train", "jobs/train.yaml"],
     "jobs/evaluate.py": ["evaluate", "jobs/evaluate.yaml"],
     "jobs/score_isp.py": ["score", "jobs/score_isp.yaml", "--set", "backend=ray"],
+    "jobs/stream_am.py": ["stream", "jobs/stream_am.yaml"],
     "tune/sweep.py": ["sweep", "tune/alpha_beta.yaml"],
 }
 

@@ -73,16 +73,18 @@ def test_killed_while_it_reads_a_valkey_stream(tables, undisturbed, processes, t
 def kill_often(processes: Any, tables: Path, folder: Path, url: str | None) -> Path:
     """Kills runs at writes to the disk and at moments of the clock in turn, then lets one come to its end."""
     draw = random.Random(7)
-    deaths = 0
+    deaths, committed = 0, set()
     for kill in range(KILLS):
-        die_at = draw.randint(1, 9) if kill % 2 else None
+        die_at = draw.randint(1, 25) if kill % 2 else None
         process = processes.Process(target=stream_runs.run, args=(tables, folder, url, die_at))
         process.start()
-        process.join(None if die_at else draw.uniform(0.1, 0.9))
+        process.join(None if die_at else draw.uniform(0.2, 0.8))
         process.kill()
         process.join()
         deaths += process.exitcode == -9
-    assert deaths >= KILLS // 2
+        for state in folder.parent.glob(f"{folder.name}-*/state.pt"):
+            committed.add(load_state(state.parent)["counts"]["sessions"])
+    assert deaths >= KILLS // 2 and len(committed) >= 2
     process = processes.Process(target=stream_runs.run, args=(tables, folder, url))
     process.start()
     process.join()

@@ -124,7 +124,7 @@ def test_checks_say_what_holds_and_what_does_not(folders: list[Path], tmp_path: 
 
 
 def test_runs_on_logs_are_shown_too(folders: list[Path]) -> None:
-    uplift, judged, swept, trained = (page(folder).said for folder in folders[4:])
+    uplift, judged, swept, trained = (page(folder).said for folder in folders[4:8])
     assert (
         "The highest Qini coefficient (arm explore) is that of ISP: 0.150" in uplift
         and "random order" in uplift
@@ -200,7 +200,7 @@ def test_the_order_is_of_interest_and_a_run_counts_once(folders: list[Path], tmp
     kinds = re.findall(r'class="kind">([^<]+)', path.read_text(encoding="utf-8"))
     assert path == tmp_path / "out" / "report.html"
     others = ["Uplift", "Off-policy estimators", "Evaluation on logs", "Calibration", "A/A experiments"]
-    assert kinds == ["A/B experiment", *others, "Sweep", "Training"]
+    assert kinds == ["A/B experiment", *others, "Sweep", "Training", "Stream"]
     named = report.write([tmp_path.parent / folders[0]], tmp_path / "named.html", title="Spring & summer")
     assert "<title>Spring &amp; summer</title>" in named.read_text(encoding="utf-8")
 
