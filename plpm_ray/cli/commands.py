@@ -79,18 +79,20 @@ def train(config: Path, sets: Sets) -> Any:
     settings, learner, source = train_config(config, sets)
     if settings.navigator is not None:
         return _train_navigator(settings, source)
-    warehouse = Warehouse.open(settings.tables)
-    split = split_days(warehouse.transitions.days(), settings.split)
+    days: tuple[list[int], list[int]] = [], []
+    if lookup("learner", settings.learner.name).grain != "user":
+        split = split_days(Warehouse.open(settings.tables).transitions.days(), settings.split)
+        days = split.train, split.valid
     result = run(
         settings.learner.name,
         learner,
         settings.training,
         settings.tables,
-        split.train,
-        split.valid,
+        *days,
         settings.run_root,
         settings.name,
         settings.plugins,
+        users=settings.users,
     )
     print(
         "train done"
@@ -121,21 +123,32 @@ def _train_navigator(settings: Any, source: ConfigSource) -> Any:
 
 
 def sweep(config: Path, sets: Sets) -> Any:
-    """`plpm sweep`: search by policy value on the validation days."""
-    from plpm_ray.tuning.config import SweepConfig
-    from plpm_ray.tuning.run import sweep as run
-
+    """`plpm sweep`: search by policy value on the validation days, or, where there is a `world`, in that world."""
     source = read_config(config, sets)
-    settings = validate(SweepConfig, source)
-    load_plugins(settings.plugins)
-    validate(lookup("learner", settings.learner.name).Config, source, ("learner",), settings.learner.options)
-    result = run(settings, source)
+    result = _sweep_world(source) if "world" in source.data else _sweep_learner(source)
     print(f"sweep done: {result.n_trials} trials" + (" (resumed)" if result.resumed else ""))
     print(Path(result.table).read_text(encoding="utf-8").rstrip())
     return result
 
 
-def evaluate(config: Path, sets: Sets) -> Any:
+def _sweep_world(source: ConfigSource) -> Any:
+    from plpm_ray.tuning.world import WorldSweepConfig
+    from plpm_ray.tuning.world_run import sweep_world
+
+    return sweep_world(validate(WorldSweepConfig, source), source)
+
+
+def _sweep_learner(source: ConfigSource) -> Any:
+    from plpm_ray.tuning.config import SweepConfig
+    from plpm_ray.tuning.run import sweep as run
+
+    settings = validate(SweepConfig, source)
+    load_plugins(settings.plugins)
+    validate(lookup("learner", settings.learner.name).Config, source, ("learner",), settings.learner.options)
+    return run(settings, source)
+
+
+def evaluate(config: Path, sets: Sets) -> Path:
     """`plpm evaluate`: every policy on held-out days, one table."""
     from plpm_ray.cli.configs import EvaluateConfig
     from plpm_ray.data.contract import Warehouse

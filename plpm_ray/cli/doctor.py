@@ -195,6 +195,8 @@ def validated(command: str, source: ConfigSource) -> Any:
 
     models: dict[str, Any] = {"data": IngestConfig, "train": configs.TrainRunConfig, "sweep": SweepConfig}
     models |= {"evaluate": configs.EvaluateConfig, "decide": DecideConfig, "serve": ServeConfig}
+    if command == "sweep" and "world" in source.data:
+        return _world_sweep(source)
     if command in _SIMULATION:
         module, name = _SIMULATION[command]
         models[command] = getattr(importlib.import_module(f"plpm_ray.simulation.{module}"), name)
@@ -207,6 +209,15 @@ def validated(command: str, source: ConfigSource) -> Any:
         validate(model, source, ("learner",), settings.learner.options)
     if command == "sweep":
         settings.space()
+    return settings
+
+
+def _world_sweep(source: ConfigSource) -> Any:
+    from plpm_ray.tuning.world import WorldSweepConfig
+    from plpm_ray.tuning.world_prepare import open_subject
+
+    settings = validate(WorldSweepConfig, source)
+    open_subject(settings, source)
     return settings
 
 

@@ -7,10 +7,9 @@ import time
 import numpy as np
 
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.core.features import RawFeatures
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.policies.base import Choice, Policy, PolicyConfig
-from plpm_ray.simulation.online import OnlineFeatures, outcome, world_schema
+from plpm_ray.simulation.online import OnlineFeatures, outcome
 from plpm_ray.simulation.simulation import Entries, Sessions, Simulation
 from plpm_ray.simulation.world import World
 
@@ -24,12 +23,19 @@ class NavigatorChooser:
         world: the world.
         navigator: its pages must be the world's.
         policy: how pages are drawn; greedy by default.
+        online: what is known of the users already; it is kept up to date. By default nothing.
 
     Attributes:
         decisions, cpu_s: how many were made, and the CPU seconds of features, scores and draws.
     """
 
-    def __init__(self, world: World, navigator: Navigator, policy: PolicyConfig | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        navigator: Navigator,
+        policy: PolicyConfig | None = None,
+        online: OnlineFeatures | None = None,
+    ) -> None:
         if tuple(navigator.pages.names) != tuple(world.pages.names):
             raise ConfigError(
                 f"{navigator.name} was made for the pages {list(navigator.pages.names)}, "
@@ -39,14 +45,14 @@ class NavigatorChooser:
         self.world, self.navigator, self.policy = world, navigator, Policy(policy)
         self.name = navigator.name
         self.decisions, self.cpu_s = 0, 0.0
-        self._online: OnlineFeatures | None = None
+        self._online = online
         self._nav = np.zeros((0, 0), dtype=np.float32)
         self._nav_day = np.zeros(0, dtype=np.int64)
-        self._inputs: RawFeatures | None = None
 
     def _begin(self, simulation: Simulation) -> OnlineFeatures:
         if self._online is None:
             self._online = OnlineFeatures(self.world, simulation.users.profile())
+        if len(self._nav_day) != len(simulation):
             size = self.navigator.state_size
             self._nav = np.zeros((len(simulation), size), dtype=np.float32)
             self._nav_day = np.full(len(simulation), -1, dtype=np.int64)
@@ -89,6 +95,3 @@ class NavigatorChooser:
                 held, online.features(entries), outcome(self.world, sessions)
             )
         online.observe(sessions)
-
-
-__all__ = ["NavigatorChooser", "world_schema"]

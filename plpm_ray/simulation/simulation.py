@@ -12,8 +12,9 @@ learning need it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import expit
@@ -35,6 +36,7 @@ __all__ = [
     "Sessions",
     "Simulation",
     "Sink",
+    "copied",
     "run_days",
 ]
 
@@ -230,7 +232,7 @@ class Simulation:
         use_ms = drawn.use_ms
         exit_ms = entries.entry_ms + use_ms
         u_next, u_break = luck.pair(entries.key, _NEXT)
-        self.state.after(entries.rows, entries.entry_ms, exit_ms, drawn, u_break)
+        self.state.after(entries.rows, exit_ms, drawn, u_break)
         self._schedule(entries, exit_ms, u_next)
         self._entries = None
         landing_ms = drawn.dwell_ms_PB[0]
@@ -263,6 +265,15 @@ class Simulation:
         more &= next_ms < midnight + DAY_MS
         self.next_ms[rows] = np.where(more, next_ms, _FOREVER)
         self.step[rows] += 1
+
+
+def copied(simulation: Simulation, *others: Any, shared: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    """A simulation, and what else keeps state of its users, with states of their own.
+
+    The world, its users and what is in `shared` never change and stay one.
+    """
+    memo = {id(thing): thing for thing in (simulation.world, simulation.users, *shared)}
+    return copy.deepcopy((simulation, *others), memo)
 
 
 Sink = Callable[[Sessions], None]

@@ -8,7 +8,6 @@ Letters: U users, A arms (control included), B entries.
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from plpm_ray.policies.base import Choice
 from plpm_ray.simulation import luck
 from plpm_ray.simulation.choosers import FixedPage
 from plpm_ray.simulation.logged_by import chooser_name
-from plpm_ray.simulation.simulation import Chooser, Entries, Sessions, Simulation, run_days
+from plpm_ray.simulation.simulation import Chooser, Entries, Sessions, Simulation, copied, run_days
 from plpm_ray.simulation.world import World
 
 CONTROL = "control"
@@ -228,11 +227,9 @@ class TrialChooser:
 
 
 def _copied(simulation: Simulation, chooser: Chooser) -> tuple[Simulation, Chooser]:
-    """Both with states of their own; what never changes is shared."""
-    inner = getattr(chooser, "inner", chooser)
-    shared = (simulation.world, simulation.users, getattr(inner, "navigator", None))
-    memo = {id(thing): thing for thing in shared if thing is not None}
-    return copy.deepcopy((simulation, chooser), memo)
+    navigator = getattr(getattr(chooser, "inner", chooser), "navigator", None)
+    alone, other = copied(simulation, chooser, shared=() if navigator is None else (navigator,))
+    return alone, other
 
 
 def _give_luck(simulation: Simulation, replicate: int) -> None:

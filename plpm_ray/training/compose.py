@@ -72,7 +72,13 @@ class ComposeResult:
 
 @runtime_checkable
 class Composed(Protocol):
-    """A navigator some of whose settings follow from its parts."""
+    """A navigator some of whose settings follow from its parts.
+
+    Attributes:
+        settled: names of those settings; `composed` finds them where they are None.
+    """
+
+    settled: tuple[str, ...]
 
     def composed(self, features: RawFeatures) -> Any:
         """The config with those settings filled in, from rows of the training window."""
@@ -146,7 +152,7 @@ def compose(
         if not before:
             navigator = made.navigator()
             if isinstance(navigator, Composed):
-                settled = navigator.composed(_sample(warehouse, train_days))
+                settled = navigator.composed(sample_rows(warehouse, train_days))
                 made = made.with_options(settled.model_dump(mode="json"))
             _write(run_dir, made, paths)
     summary = read_json(run_dir / "summary.json")
@@ -275,7 +281,7 @@ def _rows(
     return {name: column.numpy() for name, column in table.columns.items()}
 
 
-def _sample(warehouse: Warehouse, days: Sequence[int]) -> RawFeatures:
+def sample_rows(warehouse: Warehouse, days: Sequence[int]) -> RawFeatures:
     """Some rows of the days, evenly taken from one bucket."""
     schema = warehouse.info.features
     for bucket in range(warehouse.info.n_buckets):

@@ -1,18 +1,17 @@
-"""What a sweep is: one learner, the parameters to search, and the policy value that decides."""
+"""What a sweep is: the parameters to search, how, and for one learner the policy value that decides."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from plpm_ray.core.config import ConfigSource, Named, StrictConfig, config_hash, validate
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.core.registry import load_plugins, lookup, plugin_digest
 from plpm_ray.data.split import SplitConfig
 from plpm_ray.evaluation.objective import ObjectiveConfig
 from plpm_ray.policies.base import PolicyConfig
@@ -39,32 +38,17 @@ class SchedulerConfig(StrictConfig):
         return {"name": data} if isinstance(data, str) else data
 
 
-class SweepConfig(StrictConfig):
-    """`plpm sweep`: searches a learner's parameters by policy value on the validation days.
+class SearchConfig(StrictConfig):
+    """What every sweep says: what is searched, by what, where trials run."""
 
-    A parameter under `search` is a field of the learner (`alpha`), of the training (`training.lr`) or of the policy
-    (`policy.temperature`); null takes the range that its config declares. Without `search`: all that the learner
-    declares.
-    """
+    sections: ClassVar[tuple[str, ...]] = ()
 
     name: str = Field(
         default="sweep", min_length=1, description="run name; the run folder adds a hash of config and data"
     )
     run_root: str = Field(default="runs", description="folder that holds the run folders")
-    tables: str = Field(description="warehouse folder made by `plpm data`")
-    split: SplitConfig = Field(
-        default_factory=SplitConfig, description="which days train and validate; the test days stay unseen"
-    )
-    learner: Named = Field(description="registered learner and the options that are the same in all trials")
-    training: TrainingConfig = Field(
-        default_factory=lambda: TrainingConfig.model_validate({"epochs": 6}),
-        description="loop and optimiser of a trial; its epochs are those of a full trial",
-    )
     search: dict[str, SearchRange | None] = Field(
         default_factory=dict, description="parameter -> range, null: the declared one"
-    )
-    objective: ObjectiveConfig = Field(
-        default_factory=ObjectiveConfig, description="the policy value that is maximised"
     )
     trials: int = Field(
         default=24, ge=1, description="trials in all; a finished sweep grows when this is raised"
@@ -81,9 +65,6 @@ class SweepConfig(StrictConfig):
     scheduler: SchedulerConfig = Field(
         default_factory=SchedulerConfig, description="early stopping of poor trials"
     )
-    seed: int = Field(
-        default=0, ge=0, description="seed of the suggestions; all trials train with training.seed"
-    )
     backend: Literal["ray", "local"] = Field(
         default="ray", description="ray: side by side; local: here, one by one"
     )
@@ -92,10 +73,6 @@ class SweepConfig(StrictConfig):
     )
     cpus_per_trial: float = Field(
         default=1.0, gt=0, description="CPUs reserved by each trial (ray); may be a fraction"
-    )
-    retrain: TrainingConfig | None = Field(
-        default=None,
-        description="training of the best point on the training days, into bundle/; null writes best.yaml only",
     )
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules that register learners of your own"
@@ -109,21 +86,78 @@ class SweepConfig(StrictConfig):
             return value
         flat: dict[str, Any] = {}
         for name, given in value.items():
-            if name in ("learner", *MODELS) and isinstance(given, Mapping):
-                flat.update({f"{name}.{inner}": each for inner, each in given.items()})
-            else:
-                flat[name] = given
+            flat.update(cls._flat(str(name), given))
         return flat
+
+    @classmethod
+    def _flat(cls, name: str, given: Any) -> dict[str, Any]:
+        if name in cls.sections and isinstance(given, Mapping):
+            return {f"{name}.{inner}": each for inner, each in given.items()}
+        return {name: given}
+
+    @property
+    def steps(self) -> int:
+        """Reports of a full trial: what the scheduler counts."""
+        raise NotImplementedError(f"{type(self).__name__} must define steps")
+
+    @property
+    def suggestions_seed(self) -> int:
+        """Seed of the suggestions."""
+        raise NotImplementedError(f"{type(self).__name__} must define suggestions_seed")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, as JSON-like values: a sweep resumes only under the same."""
+        values = {k: v for k, v in self.model_dump(mode="json").items() if k not in OPERATIONAL}
+        values["plugins"] = [plugin_digest(plugin) for plugin in self.plugins]
+        return values
+
+    def run_dir(self, data: str) -> Path:
+        """The folder of this sweep on data of the given fingerprint."""
+        return Path(self.run_root) / f"{self.name}-{config_hash([self.identity(), data])}"
+
+
+class SweepConfig(SearchConfig):
+    """`plpm sweep`: searches a learner's parameters by policy value on the validation days.
+
+    A parameter under `search` is a field of the learner (`alpha`), of the training (`training.lr`) or of the policy
+    (`policy.temperature`); null takes the range that its config declares. Without `search`: all that the learner
+    declares.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("learner", *MODELS)
+
+    tables: str = Field(description="warehouse folder made by `plpm data`")
+    split: SplitConfig = Field(
+        default_factory=SplitConfig, description="which days train and validate; the test days stay unseen"
+    )
+    learner: Named = Field(description="registered learner and the options that are the same in all trials")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig.model_validate({"epochs": 6}),
+        description="loop and optimiser of a trial; its epochs are those of a full trial",
+    )
+    objective: ObjectiveConfig = Field(
+        default_factory=ObjectiveConfig, description="the policy value that is maximised"
+    )
+    seed: int = Field(
+        default=0, ge=0, description="seed of the suggestions; all trials train with training.seed"
+    )
+    retrain: TrainingConfig | None = Field(
+        default=None,
+        description="training of the best point on the training days, into bundle/; null writes best.yaml only",
+    )
 
     @model_validator(mode="after")
     def _trials_are_simple(self) -> SweepConfig:
-        if self.training.workers != 0:
-            raise ValueError("training.workers must be 0 in a sweep: trials are what runs side by side")
-        if self.training.data.mode != "memory":
-            raise ValueError("training.data.mode must be memory in a sweep: trials share one table")
-        if self.training.patience is not None:
-            raise ValueError("training.patience must be null in a sweep: the scheduler stops trials")
+        refuse_unshared(self.training)
         return self
+
+    @property
+    def steps(self) -> int:
+        return self.training.epochs
+
+    @property
+    def suggestions_seed(self) -> int:
+        return self.seed
 
     def learner_class(self) -> Any:
         """The learner's class.
@@ -162,7 +196,7 @@ class SweepConfig(StrictConfig):
         except ConfigError as error:
             raise ConfigError(f"{source.where(('learner',))}: {error.message}", hint=error.hint) from None
         validate(models["learner"], source, ("learner",), self.learner.options)
-        with _located(self.search, source):
+        with located(self.search, source):
             space = build_space(self.search, models)
             if "training.epochs" in space.names:
                 raise ConfigError(
@@ -172,21 +206,36 @@ class SweepConfig(StrictConfig):
             check_space(space, models, self.base())
         return space
 
+    def first(self, space: Space) -> dict[str, Any]:
+        """The point at which the config stands without its search."""
+        models, base = self.models(), self.base()
+        return space.point(
+            {section: model.model_validate(base[section]) for section, model in models.items()}
+        )
+
     def identity(self) -> dict[str, Any]:
-        """What decides the result, as JSON-like values: a sweep resumes only under the same."""
-        values = {k: v for k, v in self.model_dump(mode="json").items() if k not in OPERATIONAL}
+        values = super().identity()
         values["tables"] = str(Path(self.tables).name)
         values["training"] = self.training.identity()
-        values["plugins"] = [_plugin_digest(plugin) for plugin in self.plugins]
         return values
 
-    def run_dir(self, data: str) -> Path:
-        """The folder of this sweep on data of the given fingerprint."""
-        return Path(self.run_root) / f"{self.name}-{config_hash([self.identity(), data])}"
+
+def refuse_unshared(training: TrainingConfig) -> None:
+    """Refuses a training that trials cannot share one table, or one scheduler, with.
+
+    Raises:
+        ValueError: it has workers, streams its table, or stops by itself.
+    """
+    if training.workers != 0:
+        raise ValueError("training.workers must be 0 in a sweep: trials are what runs side by side")
+    if training.data.mode != "memory":
+        raise ValueError("training.data.mode must be memory in a sweep: trials share one table")
+    if training.patience is not None:
+        raise ValueError("training.patience must be null in a sweep: the scheduler stops trials")
 
 
 @contextlib.contextmanager
-def _located(search: Mapping[str, Any], source: ConfigSource) -> Iterator[None]:
+def located(search: Mapping[str, Any], source: ConfigSource) -> Iterator[None]:
     """Puts file and line before the message of an error about a searched parameter."""
     try:
         yield
@@ -195,10 +244,3 @@ def _located(search: Mapping[str, Any], source: ConfigSource) -> Iterator[None]:
         if not named:
             raise
         raise ConfigError(f"{source.where(('search', named[0]))}: {error.message}", hint=error.hint) from None
-
-
-def _plugin_digest(plugin: str) -> str:
-    path = Path(plugin)
-    if not path.is_file():
-        return plugin
-    return f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

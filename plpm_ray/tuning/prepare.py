@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from plpm_ray.navigators.base import encoded_tensors
 from plpm_ray.policies.base import Policy
 from plpm_ray.training.data import Needs, TableSource
 from plpm_ray.tuning.config import SweepConfig
-from plpm_ray.tuning.space import Space
+from plpm_ray.tuning.space import Section, Space
 from plpm_ray.tuning.trial import PackedTable, SweepTask, horizon_of
 
 
@@ -59,8 +59,14 @@ def prepare(config: SweepConfig, space: Space, days: Days) -> tuple[SweepTask, d
     """What the trials share, and the facts about it that the summary tells.
 
     Raises:
+        ConfigError: the learner learns from a trial's users.
         DataError: the days hold no sessions.
     """
+    if config.learner_class().grain == "user":
+        raise ConfigError(
+            f"a sweep judges by the value of decisions on held-out days; {config.learner.name} learns from a trial's users",
+            hint="train it with `plpm train`, and sweep the learners of sessions",
+        )
     spec, stats = fit_spec(days.warehouse, days.split.train)
     held_out = read_decisions(days.warehouse, days.split.valid, config.objective.max_sessions)
     log = held_out_log(
@@ -85,7 +91,14 @@ def prepare(config: SweepConfig, space: Space, days: Days) -> tuple[SweepTask, d
         spec=spec,
         pages=days.warehouse.info.pages,
         stats=stats,
-        tables=_tables(config, space, cls, days, spec),
+        tables=training_tables(
+            cls,
+            config.learner.options,
+            searched_horizons(space, "learner"),
+            days.warehouse.root,
+            days.split.train,
+            spec,
+        ),
         inputs=_inputs(cls, spec, held_out),
         value=value,
         threads=threads,
@@ -93,22 +106,35 @@ def prepare(config: SweepConfig, space: Space, days: Days) -> tuple[SweepTask, d
     return task, _facts(days, value)
 
 
-def _tables(
-    config: SweepConfig, space: Space, cls: Any, days: Days, spec: FeatureSpec
+def training_tables(
+    cls: Any,
+    options: Mapping[str, Any],
+    horizons: Sequence[Any] | None,
+    root: Path,
+    days: Sequence[int],
+    spec: FeatureSpec,
 ) -> dict[str, PackedTable]:
-    """Training rows for every horizon that the search can reach; most learners have one."""
-    base = cls.Config.model_validate(config.learner.options)
-    configs = [base]
-    for dimension in space:
-        if dimension.name == "horizon" and dimension.choices is not None:
-            configs = [
-                cls.Config.model_validate({**config.learner.options, "horizon": c}) for c in dimension.choices
-            ]
+    """Training rows of a learner for every horizon that a search can reach; most learners have one.
+
+    Args:
+        cls, options: the learner's class and the settings outside the search.
+        horizons: those searched, or None.
+        root, days: warehouse folder and training days.
+        spec: the encoder.
+    """
+    changes: list[dict[str, Any]] = [{}] if horizons is None else [{"horizon": h} for h in horizons]
     found: dict[str, PackedTable] = {}
-    for each in configs:
-        source = TableSource(days.warehouse.root, tuple(days.split.train), spec, Needs.of(cls, each))
-        found[horizon_of(each)] = PackedTable.of(source.load())
+    for change in changes:
+        config = cls.Config.model_validate({**options, **change})
+        source = TableSource(root, tuple(days), spec, Needs.of(cls, config))
+        found[horizon_of(config)] = PackedTable.of(source.load())
     return found
+
+
+def searched_horizons(space: Space, section: Section) -> tuple[Any, ...] | None:
+    """The horizons among which a search chooses; None where it does not."""
+    found = [d.choices for d in space if (d.section, d.path) == (section, ("horizon",))]
+    return found[0] if found else None
 
 
 def _inputs(cls: Any, spec: FeatureSpec, held_out: Decisions) -> Mapping[str, np.ndarray]:

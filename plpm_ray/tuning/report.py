@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,29 @@ _NUMBERS = (
 )
 
 
+@dataclass(frozen=True)
+class Telling:
+    """How one kind of sweep tells what it found.
+
+    Attributes:
+        about: what summary.json says of the sweep itself, from "name" to "judged_on".
+        ranked_by: what decides.
+        notes: sentences below the table.
+        best: text of best.yaml.
+        step: what a report of a trial is called in the table.
+        gain: title of the gain.
+        measured: title -> name in `EpochReport.metrics`, columns of their own; without them the effective sample size.
+    """
+
+    about: Mapping[str, Any]
+    ranked_by: str
+    notes: Sequence[str]
+    best: Callable[[TrialRecord], str]
+    step: str = "epochs"
+    gain: str = "gain over baseline"
+    measured: Mapping[str, str] = field(default_factory=dict)
+
+
 def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Best first: trials that ran to their end by score, then those stopped early, then refused and failed ones.
 
@@ -55,6 +79,34 @@ def best_of(ranked: Sequence[TrialRecord]) -> TrialRecord | None:
 def write_results(
     run_dir: Path, config: SweepConfig, space: Space, records: Iterable[TrialRecord], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Writes what a sweep of a learner leaves; see `write_telling`."""
+    notes = []
+    note = ESTIMATORS[config.objective.estimator].note
+    if note is not None:
+        notes.append(f"{config.objective.estimator}: {note}.")
+    if facts.get("held_out", {}).get("propensities") == "modelled":
+        notes.append("Propensities are modelled from the training days, not recorded.")
+    notes.append(
+        "Intervals are clustered by user; n eff. is the effective sample size of the importance weights."
+    )
+    telling = Telling(
+        about={
+            "name": config.name,
+            "learner": config.learner.name,
+            "searched": list(space.names),
+            "objective": config.objective.estimator,
+            "judged_on": "validation days",
+        },
+        ranked_by=RANKED_BY[config.objective.rank_by],
+        notes=notes,
+        best=lambda record: best_yaml(config, space, record),
+    )
+    return write_telling(run_dir, telling, space, records, facts)
+
+
+def write_telling(
+    run_dir: Path, telling: Telling, space: Space, records: Iterable[TrialRecord], facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Writes table.csv, table.md, response.svg, best.yaml and summary.json.
 
     Args:
@@ -64,58 +116,44 @@ def write_results(
         The summary.
     """
     ranked = rank(records)
-    best = best_of(ranked)
-    _write_text(run_dir / "table.csv", _csv(ranked, space))
-    notes = [
-        f"Ranked by {RANKED_BY[config.objective.rank_by]}; trials stopped early stand below those that ran on."
-    ]
-    note = ESTIMATORS[config.objective.estimator].note
-    if note is not None:
-        notes.append(f"{config.objective.estimator}: {note}.")
-    if facts.get("held_out", {}).get("propensities") == "modelled":
-        notes.append("Propensities are modelled from the training days, not recorded.")
-    _write_text(run_dir / "table.md", markdown(ranked, space, str(facts.get("unit", "")), notes))
+    best, unit = best_of(ranked), str(facts.get("unit", ""))
+    write_text(run_dir / "table.csv", _csv(ranked, space, telling))
+    write_text(run_dir / "table.md", markdown(ranked, space, unit, telling))
     if best is not None:
-        _write_text(run_dir / "best.yaml", best_yaml(config, space, best))
+        write_text(run_dir / "best.yaml", telling.best(best))
     else:
         (run_dir / "best.yaml").unlink(missing_ok=True)
     from plpm_ray.tuning.plot import response_plot
 
     with atomic_writer(run_dir / "response.svg") as file:
-        file.write(response_plot(ranked, space, str(facts.get("unit", "")), facts.get("baseline_value")))
-    summary = _summary(config, space, ranked, best, facts)
+        file.write(response_plot(ranked, space, unit, facts.get("baseline_value")))
+    summary = _summary(telling, ranked, best, facts)
     write_json(run_dir / "summary.json", summary)
     return summary
 
 
-def markdown(ranked: Sequence[TrialRecord], space: Space, unit: str, notes: Sequence[str] = ()) -> str:
-    """The ranked table for people; `notes` stand below it, with what was refused and what failed."""
+def markdown(ranked: Sequence[TrialRecord], space: Space, unit: str, telling: Telling) -> str:
+    """The ranked table for people; notes stand below it, with what was refused and what failed."""
     gains = any(r.last is not None and r.last.gain is not None for r in ranked)
-    header = [
-        "rank",
-        "trial",
-        *space.names,
-        "status",
-        "epochs",
-        f"value ({unit})" if unit else "value",
-        "interval",
-        "n eff.",
-    ]
-    header += ["gain over baseline"] if gains else []
+    header = ["rank", "trial", *space.names, "status", telling.step, f"value ({unit})" if unit else "value"]
+    header += ["interval", *(telling.measured or ("n eff.",)), *([telling.gain] if gains else [])]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for place, record in enumerate(ranked, start=1):
         last = record.last
-        cells = [str(place), str(record.number), *(_number(record.params.get(n)) for n in space.names)]
-        cells += [record.status, str(record.epochs), _number(record.value), _interval(last, "low", "high")]
-        cells.append(_number(last.effective_samples, 0) if last else "-")
+        cells = [str(place), str(record.number), *(setting(record.params.get(n)) for n in space.names)]
+        cells += [record.status, str(record.epochs), number(record.value)]
+        cells.append(
+            interval(last, "low", "high") if record.value is not None or not telling.measured else "-"
+        )
+        if telling.measured:
+            cells += [number(last.metrics.get(key)) if last else "-" for key in telling.measured.values()]
+        else:
+            cells.append(number(last.effective_samples, 0) if last else "-")
         if gains:
-            cells.append(
-                f"{_number(last.gain)} {_interval(last, 'gain_low', 'gain_high')}"
-                if last and last.gain is not None
-                else "-"
-            )
+            cells.append(_gain(last))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *notes, *_notes(ranked)]) + "\n"
+    ordered = f"Ranked by {telling.ranked_by}; trials stopped early stand below those that ran on."
+    return "\n".join([*lines, "", ordered, *telling.notes, *_reasons(ranked)]) + "\n"
 
 
 def best_yaml(config: SweepConfig, space: Space, best: TrialRecord) -> str:
@@ -137,24 +175,20 @@ def best_yaml(config: SweepConfig, space: Space, best: TrialRecord) -> str:
         trained["plugins"] = list(config.plugins)
     last = best.last
     assert last is not None
-    found = f"{_number(last.value)} {_interval(last, 'low', 'high')}"
+    found = f"{number(last.value)} {interval(last, 'low', 'high')}"
     head = [f"# Trial {best.number} of the sweep {config.name!r}, on the validation days: {found}."]
     head.append(
         "# The best of several noisy estimates is flattered; judge it on the test days with `plpm evaluate`."
     )
     searched = [name for name in space.names if name.startswith("policy.")]
     if searched:
-        chosen = ", ".join(f"{name} = {_number(best.params[name])}" for name in searched)
+        chosen = ", ".join(f"{name} = {number(best.params[name])}" for name in searched)
         head.append(f"# Found for the policy that draws the pages, which training does not know: {chosen}.")
     return "\n".join(head) + "\n" + yaml.safe_dump(trained, sort_keys=False, allow_unicode=True)
 
 
 def _summary(
-    config: SweepConfig,
-    space: Space,
-    ranked: Sequence[TrialRecord],
-    best: TrialRecord | None,
-    facts: Mapping[str, Any],
+    telling: Telling, ranked: Sequence[TrialRecord], best: TrialRecord | None, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     counts = Counter(record.status for record in ranked)
     reasons = Counter(r.last.refused for r in ranked if r.status == "refused" and r.last is not None)
@@ -166,15 +200,12 @@ def _summary(
             "status": best.status,
             "epochs": best.epochs,
             **{name: getattr(best.last, name) for name in _NUMBERS},
-            "ranked_by": RANKED_BY[config.objective.rank_by],
+            **{key: best.last.metrics.get(key) for key in telling.measured.values()},
+            "ranked_by": telling.ranked_by,
         }
     return {
         "command": "sweep",
-        "name": config.name,
-        "learner": config.learner.name,
-        "searched": list(space.names),
-        "objective": config.objective.estimator,
-        "judged_on": "validation days",
+        **telling.about,
         "trials": len(ranked),
         **{status: counts.get(status, 0) for status in ("finished", "stopped", "refused", "failed")},
         "best": shown,
@@ -185,47 +216,43 @@ def _summary(
     }
 
 
-def _csv(ranked: Sequence[TrialRecord], space: Space) -> str:
+def _csv(ranked: Sequence[TrialRecord], space: Space, telling: Telling) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["rank", "trial", *space.names, "status", "epochs", *_NUMBERS, "seconds", "reason"])
+    head = ["rank", "trial", *space.names, "status", "epochs", *_NUMBERS]
+    writer.writerow([*head, *telling.measured.values(), "seconds", "reason"])
     for place, record in enumerate(ranked, start=1):
         last = record.last
-        numbers = [getattr(last, name) if last else None for name in _NUMBERS]
-        reason = record.error or (last.refused if last else None)
         params = [record.params.get(name) for name in space.names]
-        writer.writerow(
-            [
-                place,
-                record.number,
-                *params,
-                record.status,
-                record.epochs,
-                *numbers,
-                round(record.seconds, 2),
-                reason,
-            ]
-        )
+        row = [place, record.number, *params, record.status, record.epochs]
+        row += [getattr(last, name) if last else None for name in _NUMBERS]
+        row += [last.metrics.get(key) if last else None for key in telling.measured.values()]
+        reason = record.error or (last.refused if last else None)
+        writer.writerow([*row, round(record.seconds, 2), reason])
     return out.getvalue()
 
 
-def _notes(ranked: Sequence[TrialRecord]) -> list[str]:
-    lines = [
-        "Intervals are clustered by user; n eff. is the effective sample size of the importance weights."
-    ]
+def _reasons(ranked: Sequence[TrialRecord]) -> list[str]:
     refused = [r for r in ranked if r.status == "refused" and r.last is not None]
-    lines += [f"Trial {r.number} refused: {r.last.refused}." for r in refused if r.last is not None]
-    lines += [f"Trial {r.number} failed: {r.error}." for r in ranked if r.status == "failed"]
-    return lines
+    lines = [f"Trial {r.number} refused: {r.last.refused}." for r in refused if r.last is not None]
+    return lines + [f"Trial {r.number} failed: {r.error}." for r in ranked if r.status == "failed"]
 
 
-def _interval(report: EpochReport | None, low: str, high: str) -> str:
+def interval(report: EpochReport | None, low: str, high: str) -> str:
+    """An interval of a report, or a dash."""
     if report is None or getattr(report, low) is None:
         return "-"
-    return f"[{_number(getattr(report, low))}, {_number(getattr(report, high))}]"
+    return f"[{number(getattr(report, low))}, {number(getattr(report, high))}]"
 
 
-def _number(value: Any, digits: int = 4) -> str:
+def _gain(report: EpochReport | None) -> str:
+    if report is None or report.gain is None:
+        return "-"
+    return f"{number(report.gain)} {interval(report, 'gain_low', 'gain_high')}"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A value for people."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -233,6 +260,12 @@ def _number(value: Any, digits: int = 4) -> str:
     return str(value)
 
 
-def _write_text(path: Path, text: str) -> None:
+def setting(value: Any) -> str:
+    """A parameter's value for people; null is a value."""
+    return "null" if value is None else number(value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file at once."""
     with atomic_writer(path) as file:
         file.write(text.encode())

@@ -11,7 +11,7 @@ from plpm_ray.core.config import ConfigSource
 from plpm_ray.core.errors import PlpmError, StorageError
 from plpm_ray.core.storage import read_json, write_json
 from plpm_ray.training.config import TrainingConfig
-from plpm_ray.tuning.config import SweepConfig
+from plpm_ray.tuning.config import SearchConfig, SweepConfig
 from plpm_ray.tuning.halving import Halving, make_scheduler
 from plpm_ray.tuning.ledger import EpochReport, Ledger, TrialRecord, open_ledger
 from plpm_ray.tuning.local import SharedTask, run_local
@@ -64,16 +64,16 @@ def sweep(config: SweepConfig, source: ConfigSource | None = None) -> SweepResul
     days = find_days(config)
     run_dir = config.run_dir(days.fingerprint)
     with open_ledger(run_dir) as ledger:
-        _claim(run_dir, config, days.fingerprint)
+        claim(run_dir, config, days.fingerprint)
         resumed = len(ledger.records)
         if resumed < config.trials:
             task, facts = prepare(config, space, days)
             write_json(run_dir / "facts.json", facts)
-            run_trials(config, space, ledger, task, run_dir)
+            run_trials(config, space, ledger, task, run_dir, config.first(space))
         facts = read_json(run_dir / "facts.json")
         records = list(ledger.records.values())
         summary = write_results(run_dir, config, space, records, {**facts, "resumed": resumed})
-        _check(records, ledger, config.trials, run_dir)
+        check_trials(records, ledger, config.trials, run_dir)
     best = best_of(rank(records))
     bundle = None
     if config.retrain is not None and best is not None:
@@ -83,43 +83,49 @@ def sweep(config: SweepConfig, source: ConfigSource | None = None) -> SweepResul
     return SweepResult(run_dir, best, run_dir / "table.md", len(records), resumed, summary, bundle)
 
 
-def run_trials(config: SweepConfig, space: Space, ledger: Ledger, task: SharedTask, run_dir: Path) -> None:
-    """Runs the trials that the ledger lacks, as the config says; `task` starts them."""
-    epochs = config.training.epochs
+def run_trials(
+    config: SearchConfig,
+    space: Space,
+    ledger: Ledger,
+    task: SharedTask,
+    run_dir: Path,
+    first: Mapping[str, Any],
+) -> None:
+    """Runs the trials that the ledger lacks, as the config says.
+
+    Args:
+        task: starts them.
+        first: the point at which the config stands without its search.
+    """
     suggester = Suggester(
         space,
         ledger,
         searcher=config.searcher,
-        seed=config.seed,
+        seed=config.suggestions_seed,
         startup=config.startup_trials,
-        first=[_defaults(config, space)] if config.try_defaults else [],
+        first=[first] if config.try_defaults else [],
     )
-    scheduler = None
+    steps, scheduler = config.steps, None
     if config.scheduler.name == "asha":
         scheduler = make_scheduler(
-            config.scheduler.grace_epochs, epochs, config.scheduler.reduction, ledger.records.values()
+            config.scheduler.grace_epochs, steps, config.scheduler.reduction, ledger.records.values()
         )
-    with Progress(run_dir / "metrics.jsonl", config.trials, epochs, len(ledger.records)) as progress:
+    with Progress(run_dir / "metrics.jsonl", config.trials, steps, len(ledger.records)) as progress:
 
         def on_report(number: int, report: EpochReport) -> None:
             progress.on_report(number, report)
             progress.on_records(len(ledger.records))
 
         if config.backend == "local":
-            run_local(suggester, Halving(scheduler), task.open(), config.trials, epochs, on_report)
+            run_local(suggester, Halving(scheduler), task.open(), config.trials, steps, on_report)
             return
         from plpm_ray.tuning.ray_driver import RaySettings, run_ray
 
-        settings = RaySettings(run_dir, config.trials, epochs, config.cpus_per_trial, config.concurrency)
+        settings = RaySettings(run_dir, config.trials, steps, config.cpus_per_trial, config.concurrency)
         run_ray(suggester, scheduler, task, settings, on_report)
 
 
-def _defaults(config: SweepConfig, space: Space) -> dict[str, Any]:
-    models, base = config.models(), config.base()
-    return space.point({section: model.model_validate(base[section]) for section, model in models.items()})
-
-
-def _claim(run_dir: Path, config: SweepConfig, fingerprint: str) -> None:
+def claim(run_dir: Path, config: SearchConfig, fingerprint: str) -> None:
     """Notes what the folder belongs to; refuses one that belongs to something else."""
     path = run_dir / "config.json"
     identity = {"identity": config.identity(), "data": fingerprint}
@@ -133,7 +139,12 @@ def _claim(run_dir: Path, config: SweepConfig, fingerprint: str) -> None:
     write_json(path, {**identity, "config": config.model_dump(mode="json")})
 
 
-def _check(records: list[TrialRecord], ledger: Ledger, trials: int, run_dir: Path) -> None:
+def check_trials(records: list[TrialRecord], ledger: Ledger, trials: int, run_dir: Path) -> None:
+    """Says so where the sweep has nothing to show, or less than was asked for.
+
+    Raises:
+        PlpmError: every trial failed, or some are missing.
+    """
     failed = [r for r in records if r.status == "failed"]
     if records and len(failed) == len(records):
         raise PlpmError(

@@ -1,7 +1,7 @@
 """The search space of a sweep, derived from the ranges that config classes declare (`Tunable`).
 
 A parameter is named by its place: `alpha` or `learner.alpha` is a field of the learner's config, `training.lr` one
-of the training config, `policy.temperature` one of the policy's.
+of the training config, `policy.temperature` one of the policy's. Other sweeps have other sections (`iit.training`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -20,7 +20,7 @@ from plpm_ray.core.errors import ConfigError
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-Section = Literal["learner", "training", "policy"]
+Section = str
 
 
 class SearchRange(StrictConfig):
@@ -143,7 +143,7 @@ class Space:
 
 
 def build_space(search: Mapping[str, SearchRange | None], models: Mapping[Section, type[BaseModel]]) -> Space:
-    """The space that a sweep's `search` section describes; all ranges that the learner declares where it is empty.
+    """The space that a sweep's `search` section describes; all ranges that a learner declares where it is empty.
 
     Args:
         search: parameter -> range; None takes the declared one.
@@ -152,11 +152,16 @@ def build_space(search: Mapping[str, SearchRange | None], models: Mapping[Sectio
     Raises:
         ConfigError: a parameter does not exist, is named twice, or has no range.
     """
-    wanted = dict(search) or dict.fromkeys(tunables(models["learner"]))
+    learner = models.get("learner")
+    wanted = dict(search) or dict.fromkeys(tunables(learner) if learner else ())
     if not wanted:
-        name = models["learner"].__module__ + "." + models["learner"].__qualname__
+        told = (
+            f", and {learner.__module__}.{learner.__qualname__} declares no range to search"
+            if learner
+            else ""
+        )
         raise ConfigError(
-            f"search is empty, and {name} declares no range to search",
+            f"search is empty{told}",
             hint="name parameters under `search` with low and high, or give a field of the config a Tunable",
         )
     dimensions = [_dimension(name, given, models) for name, given in wanted.items()]
@@ -236,18 +241,16 @@ def _check_range(name: str, low: float, high: float, log: bool, integer: bool) -
 
 def _place(name: str, models: Mapping[Section, type[BaseModel]]) -> tuple[Section, tuple[str, ...]]:
     fields: dict[Section, list[str]] = {section: _field_names(model) for section, model in models.items()}
-    if name in fields["learner"]:
+    plain = fields.get("learner", [])
+    if name in plain:
         return "learner", tuple(name.split("."))
-    head, _, rest = name.partition(".")
-    for section in models:
-        if head == section and rest in fields[section]:
+    for section, names in fields.items():
+        rest = name.removeprefix(f"{section}.")
+        if rest != name and rest in names:
             return section, tuple(rest.split("."))
-    known = [
-        *fields["learner"],
-        *(f"{s}.{f}" for s, names in fields.items() for f in names if s != "learner"),
-    ]
-    if head == "learner":
-        known = [f"learner.{f}" for f in fields["learner"]]
+    known = [*plain, *(f"{s}.{f}" for s, names in fields.items() for f in names if s != "learner")]
+    if name.startswith("learner."):
+        known = [f"learner.{f}" for f in plain]
     raise ConfigError(f"search.{name}: unknown parameter {name!r}", hint=nearest(name, known))
 
 

@@ -15,7 +15,9 @@ import pytest
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.tuning.config import SweepConfig
 from plpm_ray.tuning.run import sweep
+from plpm_ray.tuning.world_run import sweep_world
 from tests.sweep_world import build_tables, toy_sweep
+from tests.world_sweeps import build_klan, world_sweep
 
 DRIVER = """
 import sys
@@ -53,6 +55,20 @@ def test_one_trial_at_a_time_equals_the_local_backend(
         result = sweep(config)
         assert result.best is not None
         runs[backend] = (values_by_number(result.run_dir), result.best.number, result.summary["stopped"])
+    assert runs["ray"] == runs["local"]
+
+
+def test_a_sweep_in_the_world_is_the_same_in_other_processes(
+    ray_session: None, tables: Path, tmp_path: Path
+) -> None:
+    klan = build_klan(tables, tmp_path / "klan")
+    search = {"am.threshold": None, "navigator.gamma": {"choices": [None, 0.5]}}
+    runs = {}
+    for backend in ("local", "ray"):
+        changes = {"backend": backend, "concurrency": 1, "trials": 2, "search": search}
+        result = sweep_world(world_sweep(tables, klan, tmp_path / backend, **changes))
+        assert result.best is not None
+        runs[backend] = (values_by_number(result.run_dir), result.best.number)
     assert runs["ray"] == runs["local"]
 
 

@@ -150,7 +150,7 @@ def sweep_part(run: Run) -> Part:
         inside = f" ({interval})" if interval else ""
         headline = (
             f"Best of {n.plural(record.trials, 'trial')} by {record.objective} is trial {best.get('trial')} ({params}): "
-            f"{n.with_unit(shown, record.unit)}{inside} on the validation days."
+            f"{n.with_unit(shown, record.unit)}{inside} on the {record.judged_on}."
         )
     return Part(
         "Sweep",

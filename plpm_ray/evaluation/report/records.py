@@ -278,6 +278,7 @@ class SweepRun(Record):
     trials: int
     best: dict[str, Any] | None = None
     unit: str = ""
+    judged_on: str = "validation days"
 
 
 class TrainRun(Record):

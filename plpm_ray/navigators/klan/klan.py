@@ -62,6 +62,7 @@ class KLAN(Heuristic):
     Config: ClassVar[type[HeuristicConfig]] = KLANConfig
     config: KLANConfig
     roles: ClassVar[Mapping[str, str]] = {"isp": "klan.isp", "iit": "klan.iit", "am": "klan.am"}
+    settled = ("delta_temperature", "population")
     reads = (DELTA,)
     answers_unknown = True
 
