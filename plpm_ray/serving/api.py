@@ -204,11 +204,12 @@ class Service:
 
     async def _info(self, body: bytes, query: str) -> Reply:
         policy = self.policy
+        stored = await asyncio.to_thread(policy.stored) if policy.store.remote else policy.stored()
         return _json(
             200,
             {
                 "plpm_ray": plpm_ray.__version__,
-                "versions": self._live.versions,
+                "versions": self._live.versions | stored,
                 "pages": list(policy.pages.names),
                 "context": dict(policy.schema.context),
                 "profile": dict(policy.schema.profile),

@@ -40,7 +40,8 @@ def published_as(day: Path) -> dict[str, Any]:
             f"{day / MANIFEST} lacks {', '.join(lacking)}", hint="let `plpm score` write it again"
         )
     info = {name: manifest[name] for name in ("version", "day", "width", "population")}
-    return info | {"tag": f"{info['version']}@{info['day']}"}
+    # `inputs` tells a day that was scored again, with sessions that came late, from the first time
+    return info | {"tag": "@".join(str(manifest.get(name)) for name in ("version", "day", "inputs"))}
 
 
 def load_deltas(store: StateStore, folder: str | Path, pages: int) -> bool:

@@ -213,6 +213,11 @@ class NavigationPolicy:
             self.store.save_profiles(who, read_columns(users, self.schema.profile))
         return len(who)
 
+    def stored(self) -> dict[str, str]:
+        """`<name>_version` of the stored vectors that the navigator reads and that are published now."""
+        infos = {name: self.store.vector_info(name) for name in self.navigator.reads}
+        return {f"{name}_version": vector_version(info) for name, info in infos.items() if info is not None}
+
     def warm_up(self) -> None:
         """Asks the navigator once, about nobody: what cannot work fails now, and the first real decision is not the slow one.
 

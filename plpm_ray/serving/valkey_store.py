@@ -197,7 +197,7 @@ class ValkeyStore:
     def save_vectors(self, name: str, users: Users, values: np.ndarray, *, tag: str) -> None:
         rows = pack_vectors(checked_vectors(name, len(users), values), tag)
         keys = self._keys(self._vector_part(name), users)
-        self._infos.pop(name, None)
+        self._infos[name] = (0.0, None)
         published = tag_bytes((self.vector_info(name) or {}).get("tag"))
         with self._reached():
             for start in range(0, len(keys), _CHUNK):
@@ -212,7 +212,7 @@ class ValkeyStore:
         checked = checked_info(checked_name(name), info)
         with self._reached():
             self._client.set(self._info_key(name), json.dumps(checked))
-        self._infos.pop(name, None)
+        self._infos[name] = (time.monotonic() + _INFO_S, checked)
 
     def vector_info(self, name: str) -> dict[str, Any] | None:
         if not self._fresh(name):

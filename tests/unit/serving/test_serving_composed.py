@@ -169,6 +169,7 @@ def test_answers_explain_themselves_when_asked(tmp_path: Path) -> None:
     assert set(plain["versions"]) == {
         *policy.versions._fields, "navigator_isp", "navigator_iit", "navigator_am", "delta_version"
     }  # fmt: skip
+    assert plain["versions"] == call(service, "GET", "/v1/info")[1]["versions"]
     assert plain["versions"]["navigator_am"] == policy.bundle.parts["am"].version
     both = call(service, "POST", "/v1/navigate", [ENTRY, ENTRY | {"explain": True}])[1]
     assert ["explanation" in answer for answer in both] == [False, True]

@@ -136,6 +136,9 @@ def test_the_newest_complete_day_of_deltas_is_loaded(folder: Path) -> None:
     write_day(deltas, 20_001, values[1])
     assert replica.refresh() and not replica.refresh()
     np.testing.assert_array_equal(store.vectors("delta", Users.of([7])), values[1][[7]].astype(np.float32))
+    manifest = deltas / "day=20001" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"inputs": "with late sessions"}))
+    assert replica.refresh() and not replica.refresh()
     write_day(deltas, 20_003, values[1][:, :3], width=3)
     assert not replica.refresh()
     assert "3 pages" in call(replica.service, "GET", "/v1/info")[1]["deltas_error"]
