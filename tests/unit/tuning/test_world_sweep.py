@@ -166,6 +166,19 @@ def test_a_trial_that_breaks_a_constraint_cannot_win(tables: Path, klan: Path, t
     assert reasons and all("below the logging policy's" in reason for reason in reasons)
 
 
+def test_a_poor_trial_ends_after_some_of_its_users(tables: Path, klan: Path, tmp_path: Path):
+    asha = {"name": "asha", "grace_epochs": 1, "reduction": 2}
+    config = world_sweep(tables, klan, tmp_path, scheduler=asha, trials=5, groups=3, startup_trials=5)
+    result = sweep_world(config)
+    found = outcomes(result.run_dir)
+    stopped = [event for event in found.values() if event["status"] == "stopped"]
+    assert stopped and all(len(event["reports"]) < 3 for event in stopped)
+    assert result.best is not None and result.best.status == "finished"
+    # all were judged on the same users up to where they were stopped
+    reached = [event["reports"][0]["gain_low"] for event in stopped]
+    assert max(reached) < max(event["reports"][0]["gain_low"] for event in found.values())
+
+
 def test_a_final_seed_is_refused(tables: Path, klan: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="seed 7 is one of final_seeds"):
         sweep_world(world_sweep(tables, klan, tmp_path, seed=7, final_seeds=[7, 8]))
