@@ -170,7 +170,8 @@ def ours(batch: int, device: torch.device, rows: int, done: float, **training: b
     )
     learner = build_learner(IIT, {"hidden": [H, H]}, spec, pages, stats, seed=0)
     source = TensorTable(table, (torch.arange(rows) + 1) % rows).to(device)
-    config = TrainingConfig(batch_size=batch, device=device.type, grad_clip=None, log_every=10**9, **training)
+    quiet = {"grad_clip": None, "log_every": 10**9, "lr_schedule": "constant"}
+    config = TrainingConfig(batch_size=batch, device=device.type, **quiet, **training)
     loop = Loop(learner, source, None, config, Comm())
 
     def endless() -> Iterator[None]:

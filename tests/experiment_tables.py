@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from plpm_ray.evaluation.experiment import analyse
+
 PAGES = ("featured", "following")
 TOTALS = ("active_days", "last7_active_days", "sessions", "use_s", "watch_s", "video_views", "drop_offs")
 DAYS = 14
+ARMS = {"control": 0.0, "random": -0.05, "oracle": 0.3, "model": 0.1}
 
 
 def totals(rng: np.random.Generator, habit: Mapping[str, np.ndarray], days: int) -> dict[str, np.ndarray]:
@@ -86,3 +91,19 @@ def with_columns(users: pa.Table, **columns) -> pa.Table:
     for name, values in columns.items():
         users = users.set_column(users.column_names.index(name), name, pa.array(values))
     return users
+
+
+def run(users: pa.Table, **options) -> dict:
+    """The analysis of a table, which warns of nothing and can be written as JSON."""
+    options = {"control": "control", "aa_days": DAYS, "ab_days": DAYS, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = analyse(users, PAGES, **options)
+    json.dumps(result, allow_nan=False)
+    return result
+
+
+def pick(result: dict, metric: str, arm: str) -> dict:
+    """The row of a metric and an arm."""
+    (row,) = [row for row in result["metrics"] if (row["metric"], row["arm"]) == (metric, arm)]
+    return row

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.pages import PageCatalogue
@@ -42,8 +42,6 @@ def fitted(k: int = 3, rows: int = 400, seed: int = 0) -> tuple[FeatureSpec, Tab
     rng = np.random.default_rng(seed)
     schema = FeatureSchema(pages(k).names)
     raw = raw_features(schema, rows, rng)
-    fitter = SpecFitter(schema)
-    fitter.update(raw)
     landing = rng.choice(k, rows, p=np.arange(k, 0, -1) / np.arange(k, 0, -1).sum())
     seconds = rng.gamma(1.0, 120.0, rows).astype(np.float32)
     steps = rng.geometric(0.4, rows) - 1
@@ -58,7 +56,7 @@ def fitted(k: int = 3, rows: int = 400, seed: int = 0) -> tuple[FeatureSpec, Tab
     arm = rng.integers(0, k + 1, rows)
     stats.arm_users = np.bincount(arm, minlength=k + 1).astype(np.float64)
     stats.arm_response = np.bincount(arm, weights=rng.gamma(1.0, 600.0, rows), minlength=k + 1)
-    return fitter.finish(), stats
+    return fitted_spec(raw), stats
 
 
 def make_warehouse(

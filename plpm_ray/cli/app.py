@@ -86,6 +86,14 @@ def train(config: ConfigPath, sets: Sets = None) -> None:
 
 
 @app.command()
+def stream(config: ConfigPath, sets: Sets = None) -> None:
+    """Learns finished sessions in the order of their entries, each scored before it is learned; goes on after a crash."""
+    from plpm_ray.cli.stream import stream as run
+
+    run(config, sets or [])
+
+
+@app.command()
 def sweep(config: ConfigPath, sets: Sets = None) -> None:
     """Searches a learner's parameters by policy value on validation days."""
     _command("sweep")(config, sets or [])

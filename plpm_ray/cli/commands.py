@@ -79,18 +79,20 @@ def train(config: Path, sets: Sets) -> Any:
     settings, learner, source = train_config(config, sets)
     if settings.navigator is not None:
         return _train_navigator(settings, source)
-    warehouse = Warehouse.open(settings.tables)
-    split = split_days(warehouse.transitions.days(), settings.split)
+    days: tuple[list[int], list[int]] = [], []
+    if lookup("learner", settings.learner.name).grain != "user":
+        split = split_days(Warehouse.open(settings.tables).transitions.days(), settings.split)
+        days = split.train, split.valid
     result = run(
         settings.learner.name,
         learner,
         settings.training,
         settings.tables,
-        split.train,
-        split.valid,
+        *days,
         settings.run_root,
         settings.name,
         settings.plugins,
+        users=settings.users,
     )
     print(
         "train done"
@@ -146,7 +148,7 @@ def _sweep_learner(source: ConfigSource) -> Any:
     return run(settings, source)
 
 
-def evaluate(config: Path, sets: Sets) -> Any:
+def evaluate(config: Path, sets: Sets) -> Path:
     """`plpm evaluate`: every policy on held-out days, one table."""
     from plpm_ray.cli.configs import EvaluateConfig
     from plpm_ray.data.contract import Warehouse

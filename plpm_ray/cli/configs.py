@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from plpm_ray.core.config import Named, StrictConfig
 from plpm_ray.data.ray_exec import Backend
-from plpm_ray.data.split import SplitConfig
+from plpm_ray.data.split import SplitConfig, UserSplitConfig
 from plpm_ray.evaluation.config import JudgeConfig
 from plpm_ray.policies.entry import PolicyEntry
 from plpm_ray.training.config import TrainingConfig
@@ -44,6 +44,10 @@ class TrainRunConfig(StrictConfig):
     run_root: str = Field(default="runs", description="folder that holds the run folders")
     tables: str = Field(description="warehouse folder made by `plpm data`")
     split: SplitConfig = Field(default=SplitConfig(), description="which days train, validate and test")
+    users: UserSplitConfig = Field(
+        default=UserSplitConfig(),
+        description="for learners of a trial's users (klan.isp): which users train, validate and test; days do not count",
+    )
     learner: Named | None = Field(default=None, description="registered learner and its options")
     navigator: Named | None = Field(
         default=None,

@@ -19,7 +19,7 @@ def main(
     """Runs a `plpm` command as a job.
 
     Args:
-        command: "data", "train", "evaluate", "sweep", "simulate logs" or "simulate ab".
+        command: "data", "train", "stream", "evaluate", "sweep", "simulate logs" or "simulate ab".
         default: config used when none is named.
         preset: overrides that stand before those given, such as `backend=ray`.
         argv: arguments without the program; default: those of this process.

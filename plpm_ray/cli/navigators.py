@@ -11,7 +11,7 @@ from plpm_ray.core.config import ConfigSource, nearest, validate
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.data.contract import Warehouse
-from plpm_ray.data.split import Split, split_days
+from plpm_ray.data.split import Split, UserSplitConfig, split_days
 
 
 def train_navigator(settings: TrainRunConfig, source: ConfigSource) -> Any:
@@ -81,6 +81,7 @@ def part_job(role: str, settings: TrainRunConfig, split: Split) -> Any:
         (tuple(split.train), tuple(split.valid)),
         (str(Path(settings.run_root).absolute()), f"{settings.name}-{role}"),
         settings.plugins,
+        settings.users,
     )
     training = part.training or settings.training
     return PartJob(role, run=run, on_ray=training.workers != 0)
@@ -94,7 +95,8 @@ def _train_part(
     days: tuple[tuple[int, ...], tuple[int, ...]],
     where: tuple[str, str],
     plugins: tuple[str, ...],
+    users: UserSplitConfig,
 ) -> Path:
     from plpm_ray.training.run import train
 
-    return train(learner, options, training, tables, *days, *where, plugins).bundle_path
+    return train(learner, options, training, tables, *days, *where, plugins, users=users).bundle_path

@@ -98,11 +98,10 @@ def aa(config: ConfigPath = None, sets: Sets = None) -> None:
 @app.command()
 def calibrate(config: ConfigPath = None, sets: Sets = None) -> None:
     """What the world was calibrated to, and what it reaches, side by side."""
-    from plpm_ray.simulation.calibration import format_calibration
-    from plpm_ray.simulation.calibration_run import CalibrationRunConfig, run_calibration
+    from plpm_ray.simulation.calibration import CalibrationConfig, format_calibration, run_calibration
 
     clock = Clock()
-    settings, _ = _read(CalibrationRunConfig, config, sets)
+    settings, _ = _read(CalibrationConfig, config, sets)
     result = run_calibration(settings)
     print(format_calibration(result))
     _finish("simulate calibrate", result, clock, {"run": Path(result["run"]), "users": result["users"]})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plpm_ray.core import storage
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.storage import read_json, write_json
 
@@ -61,16 +62,13 @@ def newest_run(path: str | Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    path = Path(path)
-    if (path / "summary.json").is_file():
-        return path
-    runs = [folder.parent for folder in path.parent.glob(f"{path.name}-*/summary.json")]
-    if not runs:
+    found = storage.newest_run(path, ("summary.json",))
+    if found is None:
         raise ConfigError(
             f"{path} holds no finished run",
             hint="give a run folder, or `runs/<name>` for the newest run of that name",
         )
-    return max(runs, key=lambda folder: (folder / "summary.json").stat().st_mtime)
+    return found
 
 
 def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,3 +50,7 @@ class SupportError(PlpmError):
 
 class StateError(PlpmError):
     """The per-user state store cannot be reached or holds another layout."""
+
+
+class PartError(PlpmError):
+    """A part of a composed navigator that runs elsewhere failed, or did not answer in time."""

@@ -16,6 +16,17 @@ from plpm_ray.core.errors import DataError
 from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures, squash
 
 
+def fitted_spec(raw: RawFeatures) -> FeatureSpec:
+    """The spec fitted on some rows at once.
+
+    Raises:
+        DataError: there are none.
+    """
+    fitter = SpecFitter(raw.schema)
+    fitter.update(raw)
+    return fitter.finish()
+
+
 class SpecFitter:
     """Collects what a FeatureSpec needs, bucket by bucket; mergeable, so that buckets are scanned in parallel."""
 

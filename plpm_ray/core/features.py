@@ -145,20 +145,27 @@ class RawFeatures:
     def take(self, rows: np.ndarray) -> RawFeatures:
         """The rows at the given positions (or a boolean mask)."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        cats = {
-            k: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index]
-            for k, v in self.categorical.items()
-        }
-        sequences, vectors = (
-            {k: v[index] for k, v in kept.items()} for kept in (self.sequences, self.vectors)
+        cats, sequences, vectors = (
+            {k: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index] for k, v in kept.items()}
+            for kept in (self.categorical, self.sequences, self.vectors)
         )
         return RawFeatures(self.schema, self.numeric[index], cats, sequences, vectors)
+
+    @classmethod
+    def concat(cls, parts: Sequence[RawFeatures]) -> RawFeatures:
+        """The rows of one or more parts, one part after another; all have the schema and the vectors of the first."""
+        cats, sequences, vectors = (
+            {name: _joined([getattr(part, kind)[name] for part in parts]) for name in getattr(parts[0], kind)}
+            for kind in ("categorical", "sequences", "vectors")
+        )
+        numeric = np.concatenate([part.numeric for part in parts])
+        return cls(parts[0].schema, numeric, cats, sequences, vectors)
 
     def to_columns(self) -> dict[str, pa.Array]:
         """Arrow columns for storage: `x_numeric` (FixedSizeList<float>), `cat:<name>`, `seq:<name>`."""
         columns: dict[str, pa.Array] = {"x_numeric": _packed(self.numeric)}
         for name, values in self.categorical.items():
-            columns[f"cat:{name}"] = values if isinstance(values, pa.Array) else _category_column(values)
+            columns[f"cat:{name}"] = _category_column(values)
         for name, values in self.sequences.items():
             columns[f"seq:{name}"] = _packed(values)
         return columns
@@ -170,12 +177,8 @@ class RawFeatures:
         Raises:
             DataError: the table was written under another schema.
         """
-        needed = [
-            "x_numeric",
-            *(f"cat:{c}" for c in schema.categorical),
-            *(f"seq:{s}" for s in schema.sequences),
-        ]
-        lacking = [name for name in needed if name not in table.column_names]
+        extra = [*(f"cat:{c}" for c in schema.categorical), *(f"seq:{s}" for s in schema.sequences)]
+        lacking = [name for name in ("x_numeric", *extra) if name not in table.column_names]
         if lacking:
             raise DataError(
                 f"the table lacks feature column {lacking[0]!r}",
@@ -207,7 +210,15 @@ def unpack(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
 
 
-def _category_column(values: np.ndarray) -> pa.Array:
+def _joined(columns: Sequence[Any]) -> Any:
+    if any(isinstance(column, pa.Array) for column in columns):
+        return pa.concat_arrays([_category_column(column) for column in columns])
+    return np.concatenate(columns)
+
+
+def _category_column(values: np.ndarray | pa.Array) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
     if values.dtype.kind in "iu":
         return pa.array(values.astype(np.int32))
     return pa.array(values, type=pa.string())

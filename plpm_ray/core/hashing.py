@@ -73,6 +73,19 @@ def user_hash(users: np.ndarray | pa.Array | pa.ChunkedArray) -> np.ndarray:
     raise DataError(f"user ids are {array.type}", hint="users are integers or strings; cast the column")
 
 
+def user_draws(users: np.ndarray, seed: int) -> np.ndarray:
+    """Draws that split users at random: the same for a user whoever the others are.
+
+    Args:
+        users: (n,) integer ids.
+        seed: of the split, 0 or more.
+
+    Returns:
+        (n,) float64 in [0, 1).
+    """
+    return (splitmix64(splitmix64(users) + np.uint64(seed)) >> np.uint64(11)) * 2.0**-53
+
+
 def bucket_of(hashes: np.ndarray, n_buckets: int) -> np.ndarray:
     """Bucket of every user hash: its upper half scaled to 0..n_buckets-1, which needs no division.
 

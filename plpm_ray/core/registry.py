@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -90,6 +91,14 @@ def load_plugins(plugins: Sequence[str]) -> None:
                 f"plugin {plugin!r} cannot be imported: {error}",
                 hint="it must import without errors by itself",
             ) from error
+
+
+def plugin_digest(plugin: str) -> str:
+    """What identifies a plugin in the identity of a run: a file's name and a hash of its content; a module's name."""
+    path = Path(plugin)
+    if not path.is_file():
+        return plugin
+    return f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 def _load_file(path: Path) -> None:

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,6 +113,23 @@ def read_json(path: str | Path) -> Any:
         raise StorageError(
             f"{path} is not valid JSON: {error}", hint="it was damaged or edited; write it anew"
         ) from None
+
+
+def newest_run(path: str | Path, files: Iterable[str]) -> Path | None:
+    """The folder at `path`, or the newest of the run of that name, whose folders end with a hash; None without one.
+
+    Args:
+        path: a run folder, or `runs/<name>`.
+        files: a folder that holds none of these is no finished run.
+    """
+    path, files = Path(path), tuple(files)
+
+    def written(folder: Path) -> float:
+        return max((p.stat().st_mtime for p in map(folder.joinpath, files) if p.is_file()), default=0.0)
+
+    if written(path):
+        return path
+    return max(filter(written, path.parent.glob(f"{path.name}-*")), key=written, default=None)
 
 
 def _plain(value: Any) -> Any:

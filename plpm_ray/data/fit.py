@@ -56,7 +56,7 @@ def fit_spec(
     chunks = [days[i : i + _DAYS_AT_A_TIME] for i in range(0, len(days), _DAYS_AT_A_TIME)]
     sample_rows = max(200, _SAMPLE_ROWS // max(1, warehouse.info.n_buckets * len(chunks)))
     items = [_Part(warehouse.root, bucket, chunks, sample_rows) for bucket in range(warehouse.info.n_buckets)]
-    fitter, stats = SpecFitter(schema), _no_stats(len(schema.pages))
+    fitter, stats = SpecFitter(schema), no_stats(len(schema.pages))
     for part_fitter, part_stats in run_tasks(
         _fit_bucket, items, backend=backend, workers=workers, progress="fitting features"
     ):
@@ -84,7 +84,7 @@ def _fit_bucket(part: _Part) -> tuple[SpecFitter, TableStats]:
         *(f"cat:{c}" for c in schema.categorical),
         *(f"seq:{s}" for s in schema.sequences),
     ]
-    fitter, stats = SpecFitter(schema, sample_rows=part.sample_rows), _no_stats(len(schema.pages))
+    fitter, stats = SpecFitter(schema, sample_rows=part.sample_rows), no_stats(len(schema.pages))
     for days in part.chunks:
         table = warehouse.transitions.read(part.bucket, days, [*_STATS_COLUMNS, *features])
         if table is None:
@@ -102,7 +102,8 @@ def _fit_bucket(part: _Part) -> tuple[SpecFitter, TableStats]:
     return fitter, stats
 
 
-def _no_stats(n_pages: int) -> TableStats:
+def no_stats(n_pages: int) -> TableStats:
+    """Totals of no session at all."""
     nothing, whole = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
     return TableStats.of(
         n_pages, landing=whole, use_s=nothing, landing_dwell_s=nothing, hour=whole, step=whole

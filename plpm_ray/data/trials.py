@@ -11,6 +11,7 @@ the profiles, the schema or TRIAL_VERSION have changed; all new days become visi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from plpm_ray.data.day_table import DayEntry, day_name
 from plpm_ray.data.features.sessions import milliseconds, sum_by_session, user_codes
 from plpm_ray.data.history import History, Midnight, profile_fingerprint, read_profiles
 from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.data.split import UserSplitConfig, trial_parts
 from plpm_ray.data.staging import write_lock
 
 TRIAL_VERSION = 1
@@ -87,6 +89,33 @@ def trial_arms(warehouse: Warehouse) -> dict[str, int]:
         if table is not None:
             counts += np.bincount(table["arm"].to_numpy(), minlength=len(counts))
     return dict(zip((CONTROL, *warehouse.info.pages.names), counts.tolist(), strict=True))
+
+
+def read_part(
+    warehouse: Warehouse,
+    bucket: int,
+    split: UserSplitConfig,
+    part: int,
+    days: Iterable[int] | None = None,
+    columns: list[str] | None = None,
+) -> pa.Table | None:
+    """Rows of one bucket of the trial table whose users are in one part of a split; None where the bucket has no rows.
+
+    Args:
+        warehouse, bucket: of the table.
+        split: how users are divided.
+        part: 0 train, 1 valid, 2 test.
+        days: first days of trials (since 1970-01-01); all by default.
+        columns: to read; all by default.
+
+    Raises:
+        DataError: the official split is asked for, and the data came without one.
+    """
+    if columns is not None:
+        keys = ["user_id", "part"] if split.official else ["user_id"]
+        columns = list(dict.fromkeys([*columns, *keys]))
+    table = warehouse.trial.read(bucket, days, columns)
+    return None if table is None else table.filter(pa.array(trial_parts(table, split) == part))
 
 
 def _build(warehouse: Warehouse, backend: Backend, workers: int | None) -> TrialSummary:

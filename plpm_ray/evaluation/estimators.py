@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from plpm_ray.core.errors import DataError, SupportError
-from plpm_ray.evaluation.inference import Terms, cluster_codes, clustered_interval, t_quantile
+from plpm_ray.evaluation.inference import Terms, clustered_interval
 from plpm_ray.evaluation.logged import LoggedData
 from plpm_ray.evaluation.support import Support, SupportThresholds, measure_support, refusal
 
@@ -165,8 +165,7 @@ class Estimator(ABC):
         """The estimate of given terms: refusal first, then value and interval.
 
         Args:
-            fit_error: standard error of a part of the value that does not vary over the samples, such as that of a
-                fitted model; added to the linearised interval (without bootstrap).
+            fit_error: as in `clustered_interval`.
         """
         reason = refusal(support, self.thresholds)
         value = low = high = error = None
@@ -174,12 +173,8 @@ class Estimator(ABC):
             value = terms.value()
             draws = self.bootstrap if bootstrap is None else bootstrap
             error, low, high = clustered_interval(
-                terms, cluster, level=self.level, bootstrap=draws, seed=self.seed
+                terms, cluster, level=self.level, bootstrap=draws, seed=self.seed, fit_error=fit_error
             )
-            if fit_error > 0:
-                error = float(np.hypot(error, fit_error))
-                half = t_quantile(self.level, cluster_codes(cluster)[1] - 1) * error
-                low, high = value - half, value + half
         return Estimate(
             estimator=self.name,
             value=value,

@@ -13,11 +13,10 @@ from tea_tasting.metrics import SampleRatio
 from tea_tasting.multiplicity import adjust_fdr, adjust_fwer
 
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.evaluation.experiment_metrics import Metric
+from plpm_ray.evaluation.experiment_metrics import SIGNIFICANCE, Metric
 
 SAMPLE_RATIO_LEVEL = 0.001
 """A sample ratio p-value below this is a mismatch; small, because the check runs on every experiment."""
-LEVEL = 0.05
 
 Adjustment = Literal["holm", "benjamini_hochberg"]
 
@@ -86,9 +85,9 @@ def adjusted_p_values(
     for (arm, metric), p_value in p_values.items():
         results.setdefault(arm, ExperimentResult())[metric] = {"pvalue": p_value}
     if method == "holm":
-        adjusted = adjust_fwer(results, alpha=LEVEL, arbitrary_dependence=True, method="bonferroni")
+        adjusted = adjust_fwer(results, alpha=SIGNIFICANCE, arbitrary_dependence=True, method="bonferroni")
     else:
-        adjusted = adjust_fdr(results, alpha=LEVEL)
+        adjusted = adjust_fdr(results, alpha=SIGNIFICANCE)
     return {
         (arm, metric): float(adjusted[arm][metric]["pvalue_adj"])  # pyright: ignore[reportArgumentType, reportCallIssue]
         for arm, metric in p_values
@@ -96,7 +95,7 @@ def adjusted_p_values(
 
 
 def false_positives(
-    p_values: Mapping[str, Sequence[float | None]], metrics: Sequence[Metric], *, level: float = LEVEL
+    p_values: Mapping[str, Sequence[float | None]], metrics: Sequence[Metric], *, level: float = SIGNIFICANCE
 ) -> dict[str, Any]:
     """How often each metric is called significant when nothing differs.
 

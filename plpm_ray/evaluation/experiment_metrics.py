@@ -13,6 +13,12 @@ from typing import Literal
 
 from plpm_ray.core.errors import ConfigError
 
+SIGNIFICANCE = 0.05
+"""A p-value below this is called a difference."""
+
+ADJUSTED_BY = {"holm": "Holm", "benjamini_hochberg": "Benjamini and Hochberg"}
+"""Adjustment for many comparisons -> whose it is."""
+
 Better = Literal["higher", "lower", "neutral"]
 
 ANY_ACTIVE = "any_active"

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.evaluation.experiment_checks import LEVEL
-from plpm_ray.evaluation.experiment_metrics import metric_catalogue
+from plpm_ray.evaluation.experiment_metrics import ADJUSTED_BY, SIGNIFICANCE, metric_catalogue
 from plpm_ray.evaluation.table import number
 
 WIDTH = 110
@@ -125,14 +124,11 @@ def _head(result: Mapping[str, Any], width: int) -> str:
 
 
 def _legend(result: Mapping[str, Any], width: int) -> str:
-    adjustment = {"holm": "Holm's correction"}.get(
-        result["adjustment"], "Benjamini and Hochberg's correction"
-    )
     has_gap = any(row["gap_share"] is not None for row in result["metrics"])
     lines = _LEGEND if has_gap else _LEGEND[:2]
     words = {
         "compared": _COMPARED[result["design"]],
-        "adjustment": adjustment,
+        "adjustment": f"{ADJUSTED_BY[result['adjustment']]}'s correction",
         "random": result["random"],
         "oracle": result["oracle"],
     }
@@ -177,12 +173,12 @@ def _line(row: Mapping[str, Any], is_control: bool) -> list[str]:
 
 
 def _mark(row: Mapping[str, Any]) -> str:
-    if row["p_value"] is None or row["p_value"] >= LEVEL:
+    if row["p_value"] is None or row["p_value"] >= SIGNIFICANCE:
         return ""
     sign = "~"
     if row["better"] != "neutral":
         sign = "*" if (row["difference"] > 0) == (row["better"] == "higher") else "!"
-    held = row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL
+    held = row["p_adjusted"] is not None and row["p_adjusted"] < SIGNIFICANCE
     return f" {sign * (2 if held else 1)}"
 
 

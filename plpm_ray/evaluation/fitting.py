@@ -54,6 +54,13 @@ class Standardiser:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return (x - self.mean) * self.scale
 
+    def design(self, x: np.ndarray) -> np.ndarray:
+        """z = [1, standardised x], float64 [N, D + 1]."""
+        z = np.empty((len(x), x.shape[1] + 1))
+        z[:, 0] = 1.0
+        z[:, 1:] = self(x)
+        return z
+
 
 def build_mlp(d_in: int, hidden: Sequence[int], d_out: int, seed: int) -> nn.Sequential:
     """ReLU network d_in -> hidden... -> d_out, linear without hidden layers; no global seed is touched."""

@@ -146,7 +146,7 @@ def fitted_q(
     else:
         estimate, terms, fit_error = *_plug_in(fits, data, pi, q, config, thresholds), 0.0
     if fitted.capped:
-        estimate = with_cap_note(estimate, config)
+        estimate = _with_cap_note(estimate, config)
     rmse = float(np.sqrt(np.mean(error**2)))
     return FQEResult(q, v, data.grid.first, estimate, terms.plain, fit_error, rmse, fitted.capped)
 
@@ -218,7 +218,7 @@ def _jackknife(
     return float(np.sqrt((n - 1) / n * np.sum((np.array(found) - np.mean(found)) ** 2))) if n > 1 else 0.0
 
 
-def with_cap_note(estimate: Estimate, config: FQEConfig) -> Estimate:
+def _with_cap_note(estimate: Estimate, config: FQEConfig) -> Estimate:
     """The estimate, its note telling of a fit that `max_iterations` cut short."""
     cut = f"the fit was cut after {config.max_iterations} iterations, fewer than the longest day has entries"
     return replace(estimate, note="; ".join(filter(None, [estimate.note, cut])))

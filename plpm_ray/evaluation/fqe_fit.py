@@ -138,7 +138,7 @@ class _LinearFits:
 
     def __init__(self, fits: QFits, k: int) -> None:
         self.fits, self.k = fits, k
-        self.standardise = Standardiser(fits.x)
+        self.design = Standardiser(fits.x).design
         self.d = fits.x.shape[1] + 1
         data, folds = fits.data, fits.config.folds
         self.keep = folds * (k * self.d) ** 2 <= _KEPT_NUMBERS
@@ -152,13 +152,6 @@ class _LinearFits:
             weighted, z = self._weighted(rows)
             self.grams[f, a] += weighted.T @ z
             self.rewards[f, a] += weighted.T @ data.reward[rows]
-
-    def design(self, x: np.ndarray) -> np.ndarray:
-        """z, float64 [n, D + 1]."""
-        z = np.empty((len(x), self.d))
-        z[:, 0] = 1.0
-        z[:, 1:] = self.standardise(x)
-        return z
 
     def _groups(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """(fold, action, some rows) until all rows were given."""

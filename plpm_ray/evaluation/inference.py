@@ -110,7 +110,13 @@ def t_quantile(level: float, dof: int) -> float:
 
 
 def clustered_interval(
-    terms: Terms, cluster: np.ndarray, *, level: float = 0.95, bootstrap: int = 0, seed: int = 0
+    terms: Terms,
+    cluster: np.ndarray,
+    *,
+    level: float = 0.95,
+    bootstrap: int = 0,
+    seed: int = 0,
+    fit_error: float = 0.0,
 ) -> tuple[float, float, float]:
     """Standard error, lower and upper bound of theta, clustered.
 
@@ -118,6 +124,8 @@ def clustered_interval(
         cluster: [S], the independent unit of each sample.
         bootstrap: 0 for the linearised interval theta +- t(C - 1) s; otherwise the number of cluster
             bootstrap draws, whose percentiles are the bounds and whose deviation is the standard error.
+        fit_error: standard error of a part of theta that does not vary over the samples, such as that of a fitted model;
+            s of the linearised interval holds it too, draws of clusters do not show it.
     """
     codes, n_clusters = cluster_codes(cluster)
     if bootstrap > 0:
@@ -125,7 +133,7 @@ def clustered_interval(
         low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
         return float(np.std(draws, ddof=1)), float(low), float(high)
     theta = terms.value()
-    error = clustered_standard_error(terms.per_sample(), codes, n_clusters)
+    error = float(np.hypot(clustered_standard_error(terms.per_sample(), codes, n_clusters), fit_error))
     half = t_quantile(level, n_clusters - 1) * error
     return error, theta - half, theta + half
 

@@ -27,25 +27,21 @@ class ActionRidge:
     Args:
         x: float [N, D]; action: int [N]; n_actions: K.
         weights: float [N], c; None for 1.
+
+    Attributes:
+        design: x [n, D] -> z of equation (1), float64 [n, D + 1].
     """
 
     def __init__(
         self, x: np.ndarray, action: np.ndarray, n_actions: int, weights: np.ndarray | None = None
     ) -> None:
-        self._standardise = Standardiser(x)
+        self.design = Standardiser(x).design
         z = self.design(x)
         self._rows = [np.flatnonzero(action == page) for page in range(n_actions)]
         self._weighted = [
             z[rows] if weights is None else z[rows] * weights[rows, None] for rows in self._rows
         ]
         self._grams = [w.T @ z[rows] for rows, w in zip(self._rows, self._weighted, strict=True)]
-
-    def design(self, x: np.ndarray) -> np.ndarray:
-        """z of equation (1), float64 [N, D + 1]."""
-        z = np.empty((len(x), x.shape[1] + 1))
-        z[:, 0] = 1.0
-        z[:, 1:] = self._standardise(x)
-        return z
 
     def solver(self, shared_penalty: float, action_penalty: float) -> Callable[[np.ndarray], np.ndarray]:
         """Factorise for penalties s >= 0 and t > 0.

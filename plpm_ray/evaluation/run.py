@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,18 @@ import numpy as np
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.data.contract import Warehouse
-from plpm_ray.evaluation.config import JudgeConfig
+from plpm_ray.evaluation.config import JudgeConfig, ModelsConfig
 from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimator
 from plpm_ray.evaluation.fqe import FQEConfig, QFits, fitted_q
 from plpm_ray.evaluation.held_out import Decisions, HeldOutLog, held_out_log, read_decisions
 from plpm_ray.evaluation.metrics import agreement, assignment_ratio, overestimation_gap, realised_return
-from plpm_ray.evaluation.sequential import logged_value
+from plpm_ray.evaluation.sequential import PDIS, SequentialDR, logged_value
 from plpm_ray.evaluation.table import PolicyResult, format_table
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.policies.base import Policy
 
 ESTIMATORS: Mapping[str, type[Estimator]] = {"snips": SNIPS, "ips": IPS, "dr": DR, "dm": DM}
+"""Estimators of the value per decision."""
 _CHUNK = 65_536
 
 
@@ -93,8 +94,9 @@ def evaluate(
         reward=config.reward_config(config.seed),
         fit_rows=config.max_sessions,
     )
-    judge = LogJudge(log, config)
-    results = [_logged(log, held_out, config), *(_judge(p, judge, held_out) for p in policies)]
+    judge = LogJudge(log, config, config.seed)
+    judged = (_judge(p, judge, held_out, config.estimators) for p in policies)
+    results = [_logged(log, held_out, config), *judged]
     return Evaluation(results, log.diagnostics, warehouse.info.pages.names)
 
 
@@ -124,30 +126,44 @@ class LogJudge:
 
     Args:
         log: the held-out rows.
-        config: estimators, refusals, level.
+        config: level of the intervals, refusals.
+        seed: of folds and bootstraps.
+        gamma: discount per entry of a day, of the values per user-day.
+        refits: fits of fqe_plug_in on resampled users, for its interval.
     """
 
-    def __init__(self, log: HeldOutLog, config: JudgeConfig) -> None:
-        self.log, self.config = log, config
-        self._settings = FQEConfig(level=config.level, seed=config.seed)
+    def __init__(
+        self, log: HeldOutLog, config: ModelsConfig, seed: int = 0, *, gamma: float = 1.0, refits: int = 0
+    ) -> None:
+        self.log, self.level, self.thresholds, self.seed = log, config.level, config.thresholds(), seed
+        self._settings = FQEConfig(gamma=gamma, level=config.level, refits=refits, bootstrap=0, seed=seed)
         self._fits: QFits | None = None
 
-    def estimates(self, pi: np.ndarray) -> list[Estimate]:
-        """By each of the config's estimators, of the policy with probabilities pi (N, K)."""
-        return [self._estimate(name, pi) for name in self.config.estimators]
+    def estimate(self, name: str, pi: np.ndarray) -> Estimate:
+        """By an estimator, of the policy with probabilities pi (N, K).
 
-    def _estimate(self, name: str, pi: np.ndarray) -> Estimate:
-        log, config = self.log, self.config
-        if name == "fqe":
-            self._fits = self._fits or QFits(log.x, log.data, self._settings)
-            return fitted_q(log.x, log.data, pi, self._settings, config.thresholds(), self._fits).estimate
-        estimator = ESTIMATORS[name](config.thresholds(), level=config.level, seed=config.seed)
-        return estimator.estimate(log.data, pi, log.q_hat)
+        Args:
+            name: one of `ESTIMATORS`, per decision; or, per user-day, "fqe", "fqe_plug_in" (without the correction by the
+                log), "pdis" or "sequential_dr".
+        """
+        log = self.log
+        if name in ESTIMATORS:
+            estimator = ESTIMATORS[name](self.thresholds, level=self.level, seed=self.seed)
+            return estimator.estimate(log.data, pi, log.q_hat)
+        if name == "pdis":
+            return PDIS(self.thresholds, gamma=self._settings.gamma, level=self.level).estimate(log.data, pi)
+        settings = replace(self._settings, correction=name != "fqe_plug_in")
+        self._fits = self._fits or QFits(log.x, log.data, self._settings)
+        fitted = fitted_q(log.x, log.data, pi, settings, self.thresholds, self._fits)
+        if name == "sequential_dr":
+            by_day = SequentialDR(self.thresholds, gamma=settings.gamma, level=self.level)
+            return by_day.estimate(log.data, pi, fitted.q)
+        return fitted.estimate
 
 
-def _judge(judged: Judged, judge: LogJudge, held_out: Decisions) -> PolicyResult:
+def _judge(judged: Judged, judge: LogJudge, held_out: Decisions, estimators: Sequence[str]) -> PolicyResult:
     pi, values = probabilities(judged, held_out)
-    estimates = judge.estimates(pi)
+    estimates = [judge.estimate(name, pi) for name in estimators]
     metrics: dict[str, Any] = {
         "agreement": agreement(pi, held_out.action, held_out.user),
         "pages": assignment_ratio(pi),
@@ -165,7 +181,7 @@ def _logged(log: HeldOutLog, held_out: Decisions, config: JudgeConfig) -> Policy
     """What the logs earned, in the columns of the estimators that it is to be compared with."""
     estimates = []
     for name in config.estimators:
-        value = logged_value(log.data, "user-day" if name == "fqe" else "decision", level=config.level)
+        value = logged_value(log.data, "decision" if name in ESTIMATORS else "user-day", level=config.level)
         estimates.append(Estimate(**{**value.__dict__, "estimator": name, "modelled": False}))
     shares = np.bincount(held_out.action, minlength=log.q_hat.shape[1]) / len(held_out)
     return PolicyResult("(the log itself)", estimates, {"agreement": "100%", "pages": shares})

@@ -230,6 +230,8 @@ def load_bundle(path: str | Path, plugins: tuple[str, ...] = ()) -> Bundle:
         BundleError: it is no bundle, of a newer format, or damaged.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()  # all files of one version, also where the link moves on meanwhile
     if not (path / "bundle.json").is_file():
         raise BundleError(
             f"{path} is not a bundle (no bundle.json)", hint="give the `bundle` folder inside a run folder"

@@ -2,19 +2,19 @@
 
 | route | body | answer |
 |---|---|---|
-| POST /v1/navigate | an app entry, or a list of them | page, scores, propensity, versions, fallback |
+| POST /v1/navigate | an app entry, or a list of them | page, scores, propensity, versions, fallback, explanation |
 | POST /v1/sessions | a finished session, or a list of them | how many were new, repeated, too late |
 | GET /v1/info | | what is served, from which bundle, over which state |
 | GET /health | | 200 while the state store answers, else 503 |
 | GET /metrics | | counters of this replica for Prometheus |
 
-422 names the field that does not fit; 413 says that the body is too large; 503 that the state store failed.
+An explanation says what the score of each page was made of; it is given where the entry has `"explain": true`, or the
+address `?explain=1`. 422 names the field that does not fit; 413 says that the body is too large; 503 that the state store failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import json
 import logging
 import time
@@ -22,14 +22,15 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 
 import numpy as np
 
 import plpm_ray
 from plpm_ray.core.errors import StateError
-from plpm_ray.core.hashing import splitmix64
-from plpm_ray.policies.fallback import REASONS
+from plpm_ray.serving.answers import answers, log_row, shown
 from plpm_ray.serving.batcher import Batcher
+from plpm_ray.serving.config import StreamConfig
 from plpm_ray.serving.decision_log import DecisionLog
 from plpm_ray.serving.engine import NavigationPolicy
 from plpm_ray.serving.metrics import Metrics
@@ -39,7 +40,6 @@ from plpm_ray.serving.tables import FieldError
 
 _JSON = "application/json"
 _ROW_BYTES = 16_384  # room for an entry or a session; a larger body is not even parsed
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +66,8 @@ class Service:
         log: where decisions and sessions are written, if anywhere.
         replica: name of this process in metrics and info.
         max_batch: most entries or sessions in one request.
+        in_thread: decide and observe in a thread beside the event loop; so it is with a remote store in any case.
+        stream: where new sessions are appended for online learners.
     """
 
     def __init__(
@@ -75,21 +77,24 @@ class Service:
         log: DecisionLog | None = None,
         replica: str = "0",
         max_batch: int = 1000,
+        in_thread: bool = False,
+        stream: StreamConfig | None = None,
     ) -> None:
         self.metrics = Metrics(replica)
         self.notes: dict[str, Any] = {}
         self._replica = replica
         self._log = log
         self._max_batch = max_batch
+        self._stream = stream
         self._max_body = 2**20 + max_batch * _ROW_BYTES
         self._started = time.time()
         self._live = self._made_live(policy)
-        executor = ThreadPoolExecutor(1, "state-store") if policy.store.remote else None
+        executor = ThreadPoolExecutor(1, "decisions") if in_thread or policy.store.remote else None
         self._decide = Batcher(self._decided, executor)
         self._observe = Batcher(
             self._observed, executor, key=lambda row: (type(row["user_id"]), type(row["session_id"]))
         )
-        self._routes: dict[tuple[str, str], Callable[[bytes], Awaitable[Reply]]] = {
+        self._routes: dict[tuple[str, str], Callable[[bytes, str], Awaitable[Reply]]] = {
             ("POST", "/v1/navigate"): self._navigate,
             ("POST", "/v1/sessions"): self._sessions,
             ("GET", "/v1/info"): self._info,
@@ -106,8 +111,8 @@ class Service:
         """Lets another policy over the same store answer from the next batch on; requests under way are not lost."""
         self._live = self._made_live(policy)
 
-    async def handle(self, method: str, path: str, body: bytes) -> Reply:
-        """The answer to one request."""
+    async def handle(self, method: str, path: str, body: bytes, query: str = "") -> Reply:
+        """The answer to one request; `query` is what follows the question mark in its address."""
         started = time.perf_counter()
         route = self._routes.get((method, path))
         if route is None:
@@ -123,7 +128,7 @@ class Service:
             )
         else:
             try:
-                reply = await route(body)
+                reply = await route(body, query)
             except FieldError as error:
                 reply = _json(
                     422,
@@ -165,7 +170,8 @@ class Service:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        reply = await self.handle(scope["method"], scope["path"], body)
+        query = scope.get("query_string", b"").decode("latin-1")
+        reply = await self.handle(scope["method"], scope["path"], body, query)
         headers = [
             (b"content-type", reply.content_type.encode()),
             (b"content-length", str(len(reply.body)).encode()),
@@ -179,24 +185,24 @@ class Service:
             self._log.close()
         self.policy.store.close()
 
-    async def _navigate(self, body: bytes) -> Reply:
+    async def _navigate(self, body: bytes, query: str) -> Reply:
         payload = _parsed(body)
-        rows = self._live.reader.entry_rows(payload, time.time_ns() // 1_000_000)
+        rows = self._live.reader.entry_rows(payload, time.time_ns() // 1_000_000, _wants(query, "explain"))
         made = await self._decide(rows)
         return _json(200, made if isinstance(payload, list) else made[0])
 
-    async def _sessions(self, body: bytes) -> Reply:
+    async def _sessions(self, body: bytes, query: str) -> Reply:
         rows = self._live.reader.session_rows(_parsed(body), time.time_ns() // 1_000_000)
         statuses = await self._observe(rows)
         total = Observed(*(statuses.count(i) for i in range(3)))
         return _json(200, total._asdict())
 
-    async def _health(self, body: bytes) -> Reply:
+    async def _health(self, body: bytes, query: str) -> Reply:
         store = self.policy.store
         await asyncio.to_thread(store.ping) if store.remote else store.ping()
         return _json(200, {"status": "ok"})
 
-    async def _info(self, body: bytes) -> Reply:
+    async def _info(self, body: bytes, query: str) -> Reply:
         policy = self.policy
         return _json(
             200,
@@ -214,11 +220,12 @@ class Service:
                 "decision_log": None
                 if self._log is None
                 else {"folder": self._log.config.folder, "error": self._log.error},
+                **({"part_error": policy.chain.failure.message} if policy.chain.failure else {}),
                 **self.notes,
             },
         )
 
-    async def _metrics(self, body: bytes) -> Reply:
+    async def _metrics(self, body: bytes, query: str) -> Reply:
         gauges = [("plpm_info", self._live.versions, 1.0)]
         users = self.policy.store.stats()["users"]
         if users is not None:
@@ -261,48 +268,23 @@ class Service:
             return made
         entries = live.reader.entries(rows)
         decisions = live.policy.decide_entries(entries)
-        names, labels = live.policy.pages.names, live.policy.versions.labels
-        ids = splitmix64(entries.users.hash ^ splitmix64(entries.entry_ms)).tolist()
-        answers, logged = [], []
-        columns = (decisions.page, decisions.propensity, decisions.scores, decisions.reason)
-        for row, number, page, propensity, scores, reason in zip(
-            rows, ids, *(c.tolist() for c in columns), strict=True
-        ):
-            answer = {
-                "user_id": row.user,
-                "entry_time": _iso(row.entry_ms),
-                "page": names[page],
-                "scores": dict(zip(names, scores, strict=True)),
-                "propensity": propensity,
-                "fallback": REASONS[reason] or None,
-                "policy": labels[reason > 0],
-                "versions": live.versions,
-                "decision_id": f"{number:016x}",
-            }
-            answers.append(answer)
-            self.metrics.count("plpm_decisions_total", page=names[page])
-            if reason:
-                self.metrics.count("plpm_fallbacks_total", reason=REASONS[reason])
-            if self._log is not None:
-                logged.append(
-                    answer
-                    | {
-                        "entry_ms": row.entry_ms,
-                        "utc_offset_min": row.offset_min,
-                        "landing_page": names[page],
-                        "context": row.context,
-                        "scores": scores,
-                    }
-                )
+        versions = {**live.versions, **decisions.stored}
+        made = answers(
+            rows, entries, decisions, live.policy.pages.names, live.policy.versions.labels, versions
+        )
+        for answer in made:
+            self.metrics.count("plpm_decisions_total", page=answer["page"])
+            if answer["fallback"]:
+                self.metrics.count("plpm_fallbacks_total", reason=answer["fallback"])
         if self._log is not None:
-            self._log.decided(logged)
-        return answers
+            self._log.decided([log_row(row, answer) for row, answer in zip(rows, made, strict=True)])
+        return [shown(row, answer) for row, answer in zip(rows, made, strict=True)]
 
     def _observed(self, rows: list[dict[str, Any]]) -> Sequence[int]:
         """What became of each session: 0 new, 1 repeated, 2 too late."""
         live = self._live
         stored = live.reader.sessions(rows)
-        status = live.policy.observe_status(stored)
+        status = live.policy.observe_status(stored, self._stream)
         for name, number in zip(Observed._fields, np.bincount(status, minlength=3).tolist(), strict=True):
             self.metrics.count("plpm_sessions_total", by=number, result=name)
         if self._log is not None and (status == 0).any():
@@ -326,9 +308,17 @@ def _parsed(body: bytes) -> Any:
     return value
 
 
+def _wants(query: str, name: str) -> bool:
+    """Whether a flag of the address is on.
+
+    Raises:
+        FieldError: it is neither 0 nor 1.
+    """
+    given = parse_qs(query).get(name, ["0"])[-1]
+    if given not in ("0", "1", "false", "true"):
+        raise FieldError(f"?{name}", f"{given!r} does not fit", "1 or 0")
+    return given in ("1", "true")
+
+
 def _json(status: int, value: Any) -> Reply:
     return Reply(status, _JSON, json.dumps(value, separators=(",", ":")).encode())
-
-
-def _iso(ms: int) -> str:
-    return (_EPOCH + dt.timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -54,12 +54,41 @@ class DecisionLogConfig(StrictConfig):
     sessions: bool = Field(default=True, description="whether received sessions are written too")
 
 
+class PartConfig(StrictConfig):
+    """How a part of a composed navigator runs in the graph layout."""
+
+    num_replicas: int = Field(default=1, ge=1, description="replicas")
+    num_cpus: float = Field(default=1.0, ge=0, description="CPUs reserved for a replica")
+    num_threads: int = Field(default=1, ge=1, description="threads of a replica's matrix products")
+    max_ongoing_requests: int = Field(
+        default=64,
+        ge=1,
+        description="requests that a replica takes in at once; those that wait are scored together",
+    )
+
+
+class StreamConfig(StrictConfig):
+    """The Valkey stream to which every new session is appended, for learners that train while the service runs."""
+
+    name: str = Field(
+        default="sessions",
+        pattern=r"^[A-Za-z0-9_.\-]+$",
+        description="the stream's key is `<store.prefix>:<name>`",
+    )
+    maxlen: int = Field(
+        default=1_000_000, ge=1, description="the server forgets the oldest sessions beyond about so many"
+    )
+
+
 class SwapConfig(StrictConfig):
     """What can be changed while serving: the deployment's `user_config`. What is null stays as the application's args say."""
 
     bundle: str | None = Field(default=None, description="bundle folder")
     plugins: tuple[str, ...] | None = Field(
         default=None, description="files or modules that register the bundle's learner"
+    )
+    parts: dict[str, str] | None = Field(
+        default=None, description="role -> bundle folder of that part; other roles stay as the args say"
     )
     policy: PolicyConfig | None = Field(default=None, description="how pages are drawn from scores")
     fallback: str | None = Field(default=None, description="heuristic that answers for users without history")
@@ -85,6 +114,36 @@ class ServeArgs(StrictConfig):
     history: str | None = Field(
         default=None,
         description="sessions to fill the state with at the start: a warehouse, or canonical Parquet (file or folder)",
+    )
+    parts: dict[str, str] = Field(
+        default={},
+        description="role -> bundle folder (of a composed navigator's part) that stands in for the one inside `bundle`",
+    )
+    refresh_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds between two looks whether a folder of `parts` (or, in memory stores, `deltas`) has something "
+        "new, which is then swapped in; null = never",
+    )
+    deltas: str | None = Field(
+        default=None,
+        description="folder that the daily scoring job writes; its newest complete day is loaded into the store",
+    )
+    stream: StreamConfig | None = Field(
+        default=None,
+        description="where new sessions are appended for online learners; needs store.kind=valkey",
+    )
+    layout: Literal["fused", "graph"] = Field(
+        default="fused",
+        description="fused: all parts of a composed navigator in each replica; graph: a deployment for each part",
+    )
+    graph: dict[str, PartConfig] = Field(
+        default={}, description="role -> how that part runs in the graph layout; default: as PartConfig says"
+    )
+    part_timeout_s: float = Field(
+        default=1.0,
+        gt=0,
+        description="seconds to wait for the parts of the graph layout before the fallback answers",
     )
     num_replicas: int = Field(default=1, ge=1, description="replicas; more than one needs store.kind=valkey")
     num_cpus: float = Field(default=1.0, ge=0, description="CPUs reserved for a replica")

@@ -22,7 +22,8 @@ from plpm_ray.data.contract import DAY_MS, Warehouse
 from plpm_ray.data.features.sessions import SessionArrays
 from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.serving.config import DecideConfig
-from plpm_ray.serving.engine import Decisions, NavigationPolicy, load_policy
+from plpm_ray.serving.decisions import Decisions
+from plpm_ray.serving.engine import NavigationPolicy, load_policy
 from plpm_ray.serving.history import load_known_profiles, parquet_files
 from plpm_ray.serving.store import Users
 from plpm_ray.serving.tables import Entries, FieldError, read_entries, read_sessions
@@ -65,7 +66,7 @@ def decide_file(config: DecideConfig) -> dict[str, Any]:
 
     made = run_tasks(decide_part, parts, progress="deciding")
     order = np.argsort(np.concatenate([rows for rows, _ in parts])) if parts else np.zeros(0, np.int64)
-    decisions = _joined(made, order) if made else policy.decide_entries(entries)
+    decisions = Decisions.joined(made, order) if made else policy.decide_entries(entries)
     out = policy.decision_table(entries, decisions)
     if "entry_id" in table.column_names:
         out = out.add_column(0, "entry_id", table["entry_id"])
@@ -95,7 +96,7 @@ def replay(policy: NavigationPolicy, entries: Entries, sessions: pa.Table | None
             decided.append(decisions)
     if not decided:
         return policy.decide_entries(entries)
-    return _joined(decided, np.argsort(np.concatenate(order)))
+    return Decisions.joined(decided, np.argsort(np.concatenate(order)))
 
 
 def _replay(
@@ -215,11 +216,6 @@ def _entries_table(path: Path) -> pa.Table:
             f"the files of {path} differ: {str(error).splitlines()[0]}",
             hint="give a column the same type in all of them",
         ) from None
-
-
-def _joined(parts: list[Decisions], order: np.ndarray) -> Decisions:
-    columns = ("page", "propensity", "scores", "probabilities", "reason")
-    return Decisions(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in columns))
 
 
 def _summary(policy: NavigationPolicy, entries: Entries, out: pa.Table, path: str) -> dict[str, Any]:

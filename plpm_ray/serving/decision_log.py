@@ -1,12 +1,14 @@
 """Served decisions and the sessions after them, written back as log rows: what the next model is trained on.
 
-`decisions-*.parquet` hold one row a decision (its `landing_page`, `policy` and `propensity` under their canonical names),
+`decisions-*.parquet` hold one row a decision (its `landing_page`, `policy` and `propensity` under their canonical names, the
+`versions` of everything that took part as JSON, and of composed navigators the parts of the scores as lists of K),
 `sessions-*.parquet` the received sessions in canonical form, ready for `plpm data`. A session that was sent without policy
 or propensity takes them from its decision, if this replica took it and the user landed on the decided page.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import OrderedDict
@@ -30,6 +32,7 @@ _DECISION_TYPES: dict[str, pa.DataType] = {
     "fallback": pa.string(),
     "scores": pa.list_(pa.float32()),
     "decision_id": pa.string(),
+    "versions": pa.string(),
 }
 
 
@@ -165,6 +168,7 @@ def _decision_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     users = [row["user_id"] for row in rows]
     if len({type(user) for user in users}) > 1:
         users = [str(user) for user in users]
+    rows = [{**row, "versions": json.dumps(row["versions"])} for row in rows]
     columns: dict[str, Any] = {"user_id": pa.array(users)}
     columns["entry_time"] = pa.array([row["entry_ms"] for row in rows], pa.int64()).cast(
         _DECISION_TYPES["entry_time"]
@@ -172,6 +176,9 @@ def _decision_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     for name, kind in _DECISION_TYPES.items():
         if name not in columns:
             columns[name] = pa.array([row[name] for row in rows], type=kind)
+    for name in dict.fromkeys(name for row in rows for name in row["details"] or ()):
+        lists = [(row["details"] or {}).get(name) for row in rows]
+        columns[name] = pa.array(lists, type=pa.list_(pa.float32()))
     for name in context:
         columns[name] = pa.array([row["context"].get(name) for row in rows])
     return pa.table(columns)

@@ -1,27 +1,26 @@
-"""The Ray Serve application: one deployment with navigator, policy and online state inside.
-
-A replica loads its bundle when it starts. When `user_config` changes, the new bundle is loaded in a thread beside the one in
-service and then a reference is flipped, so no request waits or is lost.
+"""The Ray Serve application: one deployment with navigator, policy and online state inside, or, in the graph layout, one in
+front of a deployment for each part of the navigator.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plpm_ray.core.config import ConfigSource, read_config, validate
-from plpm_ray.core.errors import ConfigError, PlpmError, StateError
-from plpm_ray.navigators.bundle import find_bundle, load_bundle
-from plpm_ray.serving.api import Service
-from plpm_ray.serving.config import ServeArgs, SwapConfig
-from plpm_ray.serving.decision_log import DecisionLog
+from plpm_ray.core.config import ConfigSource, nearest, read_config, validate
+from plpm_ray.core.errors import ConfigError, StateError
+from plpm_ray.navigators.bundle import find_bundle
+from plpm_ray.serving.config import PartConfig, ServeArgs
 from plpm_ray.serving.engine import NavigationPolicy
-from plpm_ray.serving.history import load_history, load_known_profiles
-from plpm_ray.serving.store import StateStore, open_store
+from plpm_ray.serving.graph import PartServer, PartSource, RemoteParts, Rows, attached
+from plpm_ray.serving.replica import Replica
 
 DEPLOYMENT = "Navigator"
+PART = "Part"
+"""First word of the names of the parts' deployments: `Part_am`."""
 
 
 def read_args(args: Mapping[str, Any] | ServeArgs, name: str = "args") -> ServeArgs:
@@ -47,6 +46,15 @@ def read_args(args: Mapping[str, Any] | ServeArgs, name: str = "args") -> ServeA
             "store.kind is valkey without store.url",
             hint="set store.url=valkey://host:6379/0, or use `plpm serve`",
         )
+    if made.stream is not None and made.store.kind != "valkey":
+        raise ConfigError(
+            "stream is set with store.kind=memory: sessions are appended to a stream of a Valkey server",
+            hint="set store.kind=valkey and store.url, or leave stream out",
+        )
+    if made.graph and made.layout != "graph":
+        raise ConfigError(
+            f"graph is set with layout={made.layout}", hint="set layout: graph, or leave graph out"
+        )
     return made
 
 
@@ -58,94 +66,18 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def swap_config(raw: Any) -> SwapConfig:
-    """A deployment's `user_config`.
+def build_application(args: ServeArgs) -> Any:
+    """The Serve application of the given arguments; relative paths are those of this process.
 
     Raises:
-        ConfigError: unknown or wrong keys.
+        ConfigError: the graph layout for a bundle that is not composed, or for roles that it does not have.
     """
-    if raw is not None and not isinstance(raw, dict):
-        raise ConfigError(
-            f"user_config is {raw!r}, not a mapping", hint="for example user_config: {bundle: runs/a/bundle}"
-        )
-    return validate(SwapConfig, ConfigSource(dict(raw or {}), "user_config", {}, {}))
+    args = _absolute(args)
+    ingress = _ingress(args)
+    return ingress.bind(args, _part_applications(args) if args.layout == "graph" else {})
 
 
-class Replica:
-    """One process of the service: store, policy, and the swap of bundles. Needs no Ray, and is tested without.
-
-    Args:
-        args: the application's arguments.
-        name: this replica in metrics and log files.
-    """
-
-    def __init__(self, args: ServeArgs, name: str = "0") -> None:
-        self.args = args
-        self.name = name
-        self.service: Service | None = None
-        self._store: StateStore = open_store(args.store)
-        self._swapping = threading.Lock()
-        self._wanted = SwapConfig()
-
-    def configure(self, raw: Any) -> threading.Thread | None:
-        """Takes a `user_config`: loads the bundle at once the first time, in the returned thread later."""
-        wanted = swap_config(raw)
-        if self.service is None:
-            self._wanted = wanted
-            self.start()
-            return None
-        if wanted == self._wanted:
-            return None
-        self._wanted = wanted
-        thread = threading.Thread(target=self._swap, args=(wanted,), name="bundle-swap", daemon=True)
-        thread.start()
-        return thread
-
-    def start(self) -> Service:
-        """Loads bundle, profiles and history; the service that answers from now on."""
-        import torch
-
-        torch.set_num_threads(self.args.num_threads)
-        policy = self._policy(self._wanted)
-        policy.warm_up()
-        load_known_profiles(policy, self.args.users, self.args.history)
-        if self.args.history:
-            load_history(policy, self.args.history)
-        log = (
-            DecisionLog(self.args.decision_log, self.name, policy.pages.names)
-            if self.args.decision_log
-            else None
-        )
-        self.service = Service(policy, log=log, replica=self.name, max_batch=self.args.max_batch)
-        return self.service
-
-    def _policy(self, wanted: SwapConfig) -> NavigationPolicy:
-        args = self.args
-        plugins = args.plugins if wanted.plugins is None else wanted.plugins
-        bundle = load_bundle(find_bundle(wanted.bundle or args.bundle), plugins)
-        return NavigationPolicy(
-            bundle, wanted.policy or args.policy, self._store, wanted.fallback or args.fallback
-        )
-
-    def _swap(self, wanted: SwapConfig) -> None:
-        service = self.service
-        assert service is not None
-        with self._swapping:
-            if wanted is not self._wanted:
-                return  # a newer configuration came while this one waited
-            try:
-                policy = self._policy(wanted)
-                policy.warm_up()
-                service.swap(policy)
-                service.metrics.count("plpm_swaps_total", result="done")
-                service.notes.pop("swap_error", None)
-            except PlpmError as error:  # the old bundle goes on serving
-                service.metrics.count("plpm_swaps_total", result="failed")
-                service.notes["swap_error"] = str(error)
-
-
-def build_application(args: ServeArgs) -> Any:
-    """The Serve application of the given arguments; relative paths are those of this process."""
+def _ingress(args: ServeArgs) -> Any:
     from ray import serve
     from starlette.requests import Request
     from starlette.responses import Response
@@ -163,22 +95,43 @@ def build_application(args: ServeArgs) -> Any:
     class Navigator:
         """Holds the Replica; every request is one call."""
 
-        def __init__(self, args: ServeArgs) -> None:
+        def __init__(self, args: ServeArgs, parts: Mapping[str, Any]) -> None:
             context = serve.get_replica_context()
             if context.world_size > 1 and args.store.kind == "memory":
                 raise StateError(
                     f"{context.world_size} replicas with store.kind=memory: each would know only its own sessions",
                     hint="set store.kind=valkey and store.url, or num_replicas: 1",
                 )
-            self.replica = Replica(args, context.replica_tag)
+            self.parts = HandleParts(parts)
+            self.replica = Replica(
+                args, context.replica_tag, self.attach if parts else None, in_thread=bool(parts)
+            )
+            self.loop: asyncio.AbstractEventLoop | None = None
 
-        def reconfigure(self, user_config: dict[str, Any]) -> None:
-            self.replica.configure(user_config)
+        def attach(self, policy: NavigationPolicy, folders: Mapping[str, Path]) -> None:
+            assert self.loop is not None
+            versions = {role: part.version for role, part in policy.bundle.parts.items()}
+            plugins = {role: tuple(part.plugins) for role, part in policy.bundle.parts.items()}
+            sources = {
+                role: PartSource(versions[role], str(path), plugins[role]) for role, path in folders.items()
+            }
+            timeout_s = self.replica.args.part_timeout_s
+            attached(policy, RemoteParts(self.parts, sources, self.loop, timeout_s, self.reload))
+
+        def reload(self) -> None:
+            """A part found another version in its folder, as after a restart; the ingress takes it over."""
+            threading.Thread(target=self.replica.refresh, args=(True,), daemon=True).start()
+
+        async def reconfigure(self, user_config: dict[str, Any]) -> None:
+            self.loop = asyncio.get_running_loop()
+            # in a thread, because what is loaded may wait for answers that come through this event loop
+            await asyncio.to_thread(self.replica.configure, user_config)
 
         async def __call__(self, request: Request) -> Response:
-            service = self.replica.service or self.replica.start()
+            self.loop = asyncio.get_running_loop()
+            service = self.replica.service or await asyncio.to_thread(self.replica.start)
             path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
-            reply = await service.handle(request.method, path, await request.body())
+            reply = await service.handle(request.method, path, await request.body(), request.url.query)
             return Response(reply.body, reply.status, media_type=reply.content_type)
 
         async def check_health(self) -> None:
@@ -187,10 +140,61 @@ def build_application(args: ServeArgs) -> Any:
 
         def __del__(self) -> None:
             replica = getattr(self, "replica", None)
-            if replica is not None and replica.service is not None:
-                replica.service.close()
+            if replica is not None:
+                replica.close()
 
-    return Navigator.bind(_absolute(args))
+    return Navigator
+
+
+def _part_applications(args: ServeArgs) -> dict[str, Any]:
+    """Role -> deployment of that part, with its arguments bound."""
+    from ray import serve
+
+    folders = {folder.name: folder for folder in (find_bundle(args.bundle) / "parts").glob("*")}
+    for role in (*args.graph, *args.parts):
+        if role not in folders:
+            raise ConfigError(
+                f"bundle {args.bundle} has no part {role!r}",
+                hint=nearest(role, folders) or "it is not composed of others",
+            )
+    if not folders:
+        raise ConfigError(
+            f"layout is graph, and bundle {args.bundle} is not composed of parts", hint="set layout: fused"
+        )
+    made: dict[str, Any] = {}
+    for role in sorted(folders):
+        config = args.graph.get(role, PartConfig())
+        options = {
+            "name": f"{PART}_{role}",
+            "num_replicas": config.num_replicas,
+            "ray_actor_options": {"num_cpus": config.num_cpus},
+            "max_ongoing_requests": config.max_ongoing_requests,
+            "logging_config": {"enable_access_log": False},
+        }
+        path = str(find_bundle(args.parts[role]) if role in args.parts else folders[role])
+        made[role] = serve.deployment(PartServer, **options).bind(path, args.plugins, config.num_threads)
+    return made
+
+
+class HandleParts:
+    """Parts behind Serve handles, which are used in the event loop alone: in throughput mode they work nowhere else.
+
+    Args:
+        handles: role -> handle of the part's deployment.
+    """
+
+    def __init__(self, handles: Mapping[str, Any]) -> None:
+        self._handles = handles
+
+    async def scores(self, role: str, source: PartSource, rows: Rows) -> Any:
+        """See `Parts`."""
+        return await self._handles[role].scores.remote(source, rows)
+
+    async def prepare(self, role: str, source: PartSource) -> None:
+        """See `Parts`."""
+        handle = self._handles[role]
+        await handle.prepare.remote(source)  # waits for the first replica
+        await handle.broadcast("prepare", source).results_async()
 
 
 def _absolute(args: ServeArgs) -> ServeArgs:
@@ -201,9 +205,10 @@ def _absolute(args: ServeArgs) -> ServeArgs:
 
     changes: dict[str, Any] = {
         name: whole(value)
-        for name in ("bundle", "users", "history")
+        for name in ("bundle", "users", "history", "deltas")
         if (value := getattr(args, name)) is not None
     }
+    changes["parts"] = {role: whole(path) for role, path in args.parts.items()}
     changes["plugins"] = tuple(whole(p) if p.endswith(".py") else p for p in args.plugins)
     if args.store.snapshot is not None:
         changes["store"] = args.store.model_copy(update={"snapshot": whole(args.store.snapshot)})

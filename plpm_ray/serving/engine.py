@@ -8,10 +8,9 @@ Letters: B entries, M sessions, K pages, U distinct users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,48 +26,15 @@ from plpm_ray.data.features.state import features
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
 from plpm_ray.policies.base import Policy, PolicyConfig
-from plpm_ray.policies.fallback import FallbackChain, reason_column
+from plpm_ray.policies.fallback import FallbackChain
+from plpm_ray.serving.config import StreamConfig
+from plpm_ray.serving.decisions import Decisions, Versions
 from plpm_ray.serving.memory_store import MemoryStore
 from plpm_ray.serving.records import Observation, Observed, state_layout, tag_of
-from plpm_ray.serving.store import Profiles, StateStore, Users
+from plpm_ray.serving.store import Outbox, Profiles, StateStore, Stored, Users
 from plpm_ray.serving.tables import Entries, FieldError, read_columns, read_entries, read_sessions, read_users
 
 _CHUNK = 1024  # entries whose states stay in the second-level cache
-
-
-class Versions(NamedTuple):
-    """What took a decision: bundle version, name and hash of the policy's config, name of the fallback."""
-
-    navigator: str
-    policy: str
-    fallback: str
-
-    @property
-    def labels(self) -> tuple[str, str]:
-        """The `policy` column of a log row: of a decision of the navigator, and of one of the fallback."""
-        return f"{self.navigator}/{self.policy}", f"{self.fallback}/{self.policy}"
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """B decisions.
-
-    Attributes:
-        page: (B,) int16 position in the catalogue.
-        propensity: (B,) float64 probability with which the page was drawn.
-        scores: (B, K) float32, of the navigator or of the fallback.
-        probabilities: (B, K) float64.
-        reason: (B,) int8 code into `policies.fallback.REASONS`; 0 = the navigator answered.
-    """
-
-    page: np.ndarray
-    propensity: np.ndarray
-    scores: np.ndarray
-    probabilities: np.ndarray
-    reason: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.page)
 
 
 class NavigationPolicy:
@@ -80,6 +46,7 @@ class NavigationPolicy:
         user_type: type of the dataset's user ids, None where the bundle does not say.
         versions: what every decision records.
         store, layout: the per-user state, and what its records are.
+        chain: the navigator and its fallback.
     """
 
     def __init__(self, bundle: Bundle, policy: PolicyConfig, store: StateStore, fallback: str) -> None:
@@ -88,7 +55,7 @@ class NavigationPolicy:
         self.schema: FeatureSchema = bundle.spec.schema
         self.navigator: Navigator = bundle.navigator()
         cls = lookup("navigator", fallback)
-        self._chain = FallbackChain(self.navigator, cls(cls.Config(), bundle.pages, bundle.stats))
+        self.chain = FallbackChain(self.navigator, cls(cls.Config(), bundle.pages, bundle.stats))
         self._policy = Policy(policy)
         self.versions = Versions(bundle.version, f"{policy.kind}-{config_hash(policy, 6)}", fallback)
         self.user_type: IdType | None = (
@@ -109,7 +76,8 @@ class NavigationPolicy:
         Returns:
             A row per entry, in order: user_id, entry_time, page (name), page_index (int16), propensity, scores and
             probabilities (lists of K in page order), fallback (reason, null where the navigator answered), policy (label for
-            log rows), navigator_version.
+            log rows), navigator_version; of composed navigators also the parts of the scores (lists of K, null where the
+            fallback answered), and `<name>_version` of the stored vectors that were read.
 
         Raises:
             FieldError: a column is missing or does not fit; the message names it.
@@ -120,67 +88,62 @@ class NavigationPolicy:
 
     def decide_entries(self, entries: Entries) -> Decisions:
         """`decide` on arrays."""
+        reads = self.navigator.reads
+        if len(entries) <= _CHUNK:
+            states, known, stored = self.store.read(entries.users, reads)
+            return self.decide_states(entries, states, known, stored)
+        # read once, so that all rows are decided from one run of the job that wrote them
+        stored = self.store.read(entries.users, reads).vectors if reads else {}
         parts = []
         for start in range(0, len(entries), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(entries)))
-            part = entries if len(rows) == len(entries) else entries.take(rows)
-            states, known = self.store.load(part.users)
-            parts.append(self.decide_states(part, states, known))
-        if len(parts) == 1:
-            return parts[0]
-        if not parts:
-            k = len(self.pages)
-            none = np.zeros(0)
-            return Decisions(
-                none.astype(np.int16),
-                none,
-                np.zeros((0, k), np.float32),
-                np.zeros((0, k)),
-                none.astype(np.int8),
-            )
-        return Decisions(
-            *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Decisions))
-        )
+            part = entries.take(rows)
+            theirs = {name: Stored(found.values[rows], found.info) for name, found in stored.items()}
+            parts.append(self.decide_states(part, *self.store.load(part.users), theirs))
+        return Decisions.joined(parts)
 
-    def decide_states(self, entries: Entries, states: np.ndarray, known: np.ndarray) -> Decisions:
-        """Decisions from (B,) given states instead of those of the store; known (B,) bool = the user has a history."""
+    def decide_states(
+        self,
+        entries: Entries,
+        states: np.ndarray,
+        known: np.ndarray,
+        stored: Mapping[str, Stored] | None = None,
+    ) -> Decisions:
+        """Decisions from given states instead of those of the store.
+
+        Args:
+            entries: B entries.
+            states: (B,) records.
+            known: (B,) bool = the user has a history.
+            stored: vectors of the B users by name; what is not given, the navigator finds by itself.
+        """
+        if not len(entries):
+            return Decisions.none(len(self.pages))
         at = EntryArrays(entries.entry_ms, entries.offset_min)
         profiles = self.store.profiles(entries.users) if self.schema.profile else None
         raw = features(states, at, self.schema, entries.context, profiles)
+        raw.vectors = {name: _filled(found) for name, found in (stored or {}).items()}
         size = self.navigator.state_size
         day_state = (
             nav_state(states, at.local_day, size) * (states["nav_tag"] == self._tag)[:, None]
             if size
             else None
         )
-        scored = self._chain.scores(raw, known, day_state)
+        scored = self.chain.scores(raw, known, day_state)
         choice = self._policy.draw(scored.scores, entries.users.hash, entries.entry_ms)
-        return Decisions(choice.page, choice.propensity, scored.scores, choice.probabilities, scored.reason)
+        return Decisions(
+            choice.page,
+            choice.propensity,
+            scored.scores,
+            choice.probabilities,
+            scored.reason,
+            scored.details,
+            {f"{name}_version": vector_version(found.info) for name, found in (stored or {}).items()},
+        )
 
     def decision_table(self, entries: Entries, decisions: Decisions) -> pa.Table:
         """Decisions as the table that `decide` returns."""
-        b, k = decisions.scores.shape
-        offsets = pa.array(np.arange(0, (b + 1) * k, k, dtype=np.int32)[: b + 1])
-        return pa.table(
-            {
-                "user_id": entries.users.ids,
-                "entry_time": pa.array(entries.entry_ms).cast(pa.timestamp("ms", tz="UTC")),
-                "page": pa.array(self.pages.names).take(pa.array(decisions.page)),
-                "page_index": pa.array(decisions.page),
-                "propensity": pa.array(decisions.propensity),
-                "scores": pa.ListArray.from_arrays(
-                    offsets, pa.array(np.ascontiguousarray(decisions.scores).reshape(-1))
-                ),
-                "probabilities": pa.ListArray.from_arrays(
-                    offsets, pa.array(np.ascontiguousarray(decisions.probabilities).reshape(-1))
-                ),
-                "fallback": reason_column(decisions.reason),
-                "policy": pa.array(self.versions.labels).take(
-                    pa.array((decisions.reason > 0).astype(np.int8))
-                ),
-                "navigator_version": pa.repeat(self.versions.navigator, b),
-            }
-        )
+        return decisions.table(entries, self.pages.names, self.versions)
 
     def observe(self, sessions: pa.Table) -> int:
         """Adds finished sessions to the state of their users, in any order.
@@ -204,15 +167,25 @@ class NavigationPolicy:
         """`observe` for sessions in stored form, with the number of repeats and of sessions that came too late."""
         return Observed(*np.bincount(self.observe_status(sessions), minlength=3).tolist())
 
-    def observe_status(self, sessions: pa.Table) -> np.ndarray:
-        """`observe_stored`, and what became of each session: (M,) positions in the fields of Observed."""
+    def observe_status(self, sessions: pa.Table, stream: StreamConfig | None = None) -> np.ndarray:
+        """`observe_stored`, and what became of each session.
+
+        Args:
+            sessions: M sessions in stored form.
+            stream: where new ones are appended, with the features at their entry (`plpm_ray.data.stream`).
+
+        Returns:
+            (M,) positions in the fields of Observed.
+        """
         if not sessions.num_rows:
             return np.zeros(0, dtype=np.int8)
         users, of = Users.of(sessions["user_id"]).unique()
-        observation = self.observation(SessionArrays.from_table(sessions), of, len(users))
-        if self.navigator.state_size:
+        arrays, keep = SessionArrays.from_table(sessions), stream is not None
+        observation = Observation(self.navigator, self.schema, self._tag, arrays, of, len(users), keep)
+        if self.navigator.state_size or keep:
             observation.remember_inputs(*self.session_inputs(sessions))
-        self.store.update(users, observation.apply)
+        outbox = Outbox(stream.name, stream.maxlen, observation.rows) if stream is not None else None
+        self.store.update(users, observation.apply, outbox)
         return observation.status
 
     def session_inputs(self, sessions: pa.Table) -> tuple[Profiles, Profiles]:
@@ -245,12 +218,16 @@ class NavigationPolicy:
 
         Raises:
             DataError: the policy cannot draw from this navigator's scores.
+            PartError: a part of it does not answer.
         """
         ids = ["nobody"] if self.user_type == "string" else [0]
         nobody = read_entries(
             pa.table({"user_id": ids, "entry_time": [1_600_000_000_000]}), self.schema.context
         )
+        self.chain.failure = None
         self.decide_states(nobody, self.layout.blank.copy(), np.ones(1, dtype=bool))
+        if self.chain.failure is not None:
+            raise self.chain.failure
 
     def with_bundle(
         self, bundle: Bundle, policy: PolicyConfig | None = None, fallback: str | None = None
@@ -263,6 +240,20 @@ class NavigationPolicy:
         return NavigationPolicy(
             bundle, policy or self._policy.config, self.store, fallback or self.versions.fallback
         )
+
+
+def vector_version(info: Mapping[str, Any]) -> str:
+    """Of stored vectors: version of the model that made them, and their day."""
+    return f"{info.get('version')}@{info.get('day')}"
+
+
+def _filled(found: Stored) -> np.ndarray:
+    """(B, W) vectors, those of the population for users without one."""
+    population = found.info.get("population")
+    if population is None:
+        return found.values
+    missing = np.isnan(found.values).any(axis=1, keepdims=True)
+    return np.where(missing, np.array(population, dtype=np.float32), found.values)
 
 
 def load_policy(

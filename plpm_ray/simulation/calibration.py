@@ -1,6 +1,6 @@
 """How close a world comes to what was published: simulates it under its logging policy and compares.
 
-`calibrate` gives the record that is stored as `calibration.json`; `format_calibration` its table. What is measured:
+`calibrate` gives the record of `calibration.json`, `run_calibration` writes it, `format_calibration` is its table. Measured are:
 
 * hours: video views by the local hour in which they happen, as shares; the total-variation distance to the target.
 * sessions: runs of use by a gap of 30 minutes, as in KuaiRand's session statistics; entries: openings of the app.
@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -22,23 +22,26 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from plpm_ray.core.config import StrictConfig
-from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.core.storage import write_json
+from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.simulation.calibration_rows import calibration_rows, shares
 from plpm_ray.simulation.calibration_targets import with_aggregates
 from plpm_ray.simulation.calibration_totals import CalibrationSink, CalibrationTotals
 from plpm_ray.simulation.choosers import LoggingPolicy
-from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
+from plpm_ray.simulation.config import WorldConfig, load_world
+from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.simulation import Simulation, run_days
 from plpm_ray.simulation.world import World
 
 WIDTH = 110
 
 
-class CalibrationConfig(StrictConfig):
-    """One calibration run."""
+class CalibrationConfig(RunConfig):
+    """`plpm simulate calibrate`: which world, and how many users of it for how long."""
 
-    world: WorldRef = Field(default="kuaishou", description="name, path or section of a world")
+    operational: ClassVar[frozenset[str]] = RunConfig.operational | {"chunk_users"}
+
+    name: RunName = "calibrate"
     users: int = Field(default=20_000, ge=100, description="simulated users")
     warmup_days: int = Field(default=28, ge=0, description="days before the measured ones")
     days: int = Field(default=28, ge=7, description="measured days; whole weeks are best")
@@ -49,10 +52,18 @@ class CalibrationConfig(StrictConfig):
         default=None, description="folder of KuaiRand-27K's aggregate tables, to read the targets from"
     )
     chunk_users: int = Field(default=5_000, ge=1, description="users of one task; bounds the memory")
-    backend: Backend = Field(default="local", description="local: this process; ray: tasks on a Ray cluster")
-    workers: int | None = Field(
-        default=None, ge=1, description="tasks at a time; null: 1 locally, all CPUs with ray"
-    )
+
+
+def run_calibration(config: CalibrationConfig) -> dict[str, Any]:
+    """Calibrates and writes `calibration.json` into the run folder.
+
+    Returns:
+        Its content, with the run folder under "run".
+    """
+    with run_folder(config, load_world(config.world)) as run_dir:
+        record = calibrate(config)
+        write_json(run_dir / "calibration.json", record)
+        return {**record, "run": str(run_dir)}
 
 
 def calibrate(config: CalibrationConfig) -> dict[str, Any]:

@@ -8,32 +8,29 @@ a large population of other users (`coverage_truth`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 from scipy.stats import binomtest
 
-from plpm_ray.core.config import StrictConfig, config_hash
 from plpm_ray.core.storage import write_json
-from plpm_ray.data.ray_exec import Backend, run_tasks
-from plpm_ray.evaluation.config import ModelsConfig
-from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimator
-from plpm_ray.evaluation.fqe import FQEConfig, QFits, fitted_q
-from plpm_ray.evaluation.held_out import HeldOutLog, prepare_log
-from plpm_ray.evaluation.sequential import PDIS, SequentialDR
-from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
+from plpm_ray.data.ray_exec import run_tasks
+from plpm_ray.evaluation.config import EstimatorName, ModelsConfig
+from plpm_ray.evaluation.estimators import Estimate
+from plpm_ray.evaluation.held_out import prepare_log
+from plpm_ray.evaluation.run import ESTIMATORS, LogJudge
+from plpm_ray.simulation.config import WorldConfig, load_world
 from plpm_ray.simulation.coverage_logs import simulate_log
 from plpm_ray.simulation.coverage_targets import Regression, Target, TargetConfig
 from plpm_ray.simulation.coverage_truth import Truth, truths
+from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.world import World
 
-Name = Literal["snips", "ips", "dr", "dm", "fqe", "fqe_plug_in", "pdis", "sequential_dr"]
-_ONE_STEP: Mapping[str, type[Estimator]] = {"snips": SNIPS, "ips": IPS, "dr": DR, "dm": DM}
+Name = Literal[EstimatorName, "fqe_plug_in", "pdis", "sequential_dr"]
 _TRUTH_FIRST, _REGRESSION_FIRST = 1 << 38, 1 << 39
 _TRUTH_USERS = 4000  # simulated at once
 
@@ -55,16 +52,10 @@ _TARGETS: tuple[dict[str, Any], ...] = (
 )
 
 
-class CoverageConfig(StrictConfig):
+class CoverageConfig(RunConfig):
     """`plpm simulate coverage`: which estimators are checked on which policies, and how often."""
 
-    name: str = Field(
-        default="coverage", min_length=1, description="run name; the run folder adds a hash of the config"
-    )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
-    world: WorldRef = Field(
-        default="kuaishou", description="shipped world, path of a YAML file, or the world itself"
-    )
+    name: RunName = "coverage"
     explore: float | None = Field(
         default=0.2, ge=0, le=1, description="even draws of the logging policy; null: as the world has it"
     )
@@ -95,10 +86,6 @@ class CoverageConfig(StrictConfig):
         default=20, ge=0, description="fits of fqe_plug_in on resampled users, for its interval"
     )
     seed: int = Field(default=0, ge=0, description="seed of the users")
-    backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
-    workers: int | None = Field(
-        default=None, ge=1, description="tasks at a time; default: what the backend gives"
-    )
     plugins: tuple[str, ...] = Field(default=(), description="files or modules that register navigators")
 
     @model_validator(mode="after")
@@ -139,12 +126,14 @@ def run_coverage(config: CoverageConfig) -> dict[str, Any]:
         Its content, with the run folder under "run".
     """
     world = _world(config)
-    identity = {
-        **config.model_dump(mode="json", exclude={"run_root", "backend", "workers"}),
-        "world": world.model_dump(mode="json"),
-    }
-    run_dir = Path(config.run_root) / f"{config.name}-{config_hash(identity)}"
-    write_json(run_dir / "config.json", identity)
+    with run_folder(config, world) as run_dir:
+        result = _result(config, world)
+        write_json(run_dir / "coverage.json", result)
+        return {**result, "run": str(run_dir)}
+
+
+def _result(config: CoverageConfig, world: WorldConfig) -> dict[str, Any]:
+    """The content of `coverage.json`."""
     execution: dict[str, Any] = {"backend": config.backend, "workers": config.workers}
     targets = _targets(config, World(world))
     parts = [_Task(config, world, targets, n) for n in range(-(-config.truth_users // _TRUTH_USERS))]
@@ -154,7 +143,7 @@ def run_coverage(config: CoverageConfig) -> dict[str, Any]:
     ]
     tasks = [_Task(config, world, targets, n) for n in range(config.repetitions)]
     answers = run_tasks(_repetition, tasks, progress="judging logs", **execution)
-    result = {
+    return {
         "kind": "coverage",
         "world": world.name,
         "repetitions": config.repetitions,
@@ -163,8 +152,6 @@ def run_coverage(config: CoverageConfig) -> dict[str, Any]:
         "seed": config.seed,
         "rows": _rows(config, known, [a for part in answers for a in part]),
     }
-    write_json(run_dir / "coverage.json", result)
-    return {**result, "run": str(run_dir)}
 
 
 def _world(config: CoverageConfig) -> WorldConfig:
@@ -208,39 +195,13 @@ def _repetition(task: _Task) -> list[Answer]:
         models.propensity_config(task.number),
         models.reward_config(task.number),
     )
-    estimates = _Estimates(config, ready, task.number)
+    judge = LogJudge(ready, models, task.number, gamma=config.gamma, refits=config.refits)
     return [
-        _answer(name, target.title, estimates.of(name, pi))
+        _answer(name, target.title, judge.estimate(name, pi))
         for target in task.targets
         for pi in [target.probabilities(held_out.moment)]
         for name in config.estimators
     ]
-
-
-class _Estimates:
-    """All estimators on one log."""
-
-    def __init__(self, config: CoverageConfig, log: HeldOutLog, seed: int) -> None:
-        self.config, self.log, self.thresholds = config, log, config.models.thresholds()
-        self.settings = FQEConfig(
-            gamma=config.gamma, level=config.models.level, refits=config.refits, bootstrap=0, seed=seed
-        )
-        self._fits: QFits | None = None
-
-    def of(self, name: str, pi: np.ndarray) -> Estimate:
-        """The estimate of the policy with probabilities pi (N, K)."""
-        log, level = self.log, self.config.models.level
-        if name in _ONE_STEP:
-            return _ONE_STEP[name](self.thresholds, level=level).estimate(log.data, pi, log.q_hat)
-        if name == "pdis":
-            return PDIS(self.thresholds, gamma=self.config.gamma, level=level).estimate(log.data, pi)
-        settings = replace(self.settings, correction=name != "fqe_plug_in")
-        self._fits = self._fits or QFits(log.x, log.data, self.settings)
-        fitted = fitted_q(log.x, log.data, pi, settings, self.thresholds, self._fits)
-        if name == "sequential_dr":
-            estimator = SequentialDR(self.thresholds, gamma=self.config.gamma, level=level)
-            return estimator.estimate(log.data, pi, fitted.q)
-        return fitted.estimate
 
 
 def _answer(name: str, target: str, estimate: Estimate) -> Answer:
@@ -258,7 +219,7 @@ def _rows(config: CoverageConfig, known: Sequence[Truth], answers: Sequence[Answ
     for target, truth in zip(config.targets, known, strict=True):
         for name in config.estimators:
             said = [a for a in answers if a.estimator == name and a.target == target.title]
-            ratio = truth.decision if name in _ONE_STEP else truth.day
+            ratio = truth.decision if name in ESTIMATORS else truth.day
             rows.append(
                 _row(name, target.title, ratio.value, ratio.standard_error, said, config.models.level)
             )
@@ -273,7 +234,7 @@ def _row(
         "estimator": name,
         "policy": target,
         "unit": "s",
-        "per": "decision" if name in _ONE_STEP else "user-day",
+        "per": "decision" if name in ESTIMATORS else "user-day",
         "truth": truth,
         "truth_se": truth_se,
         "answered": len(answered),

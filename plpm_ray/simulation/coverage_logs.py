@@ -5,17 +5,16 @@ Features are those of serving (`simulation.online`), taken at decision time. Let
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
-import pyarrow as pa
 
-from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.features import FeatureSpec, RawFeatures
 from plpm_ray.evaluation.held_out import Decisions
 from plpm_ray.simulation.choosers import LoggingPolicy
-from plpm_ray.simulation.online import OnlineFeatures, world_schema
+from plpm_ray.simulation.online import OnlineFeatures
 from plpm_ray.simulation.simulation import Entries, Sessions, Simulation
 from plpm_ray.simulation.walk import expected
 from plpm_ray.simulation.world import World
@@ -67,9 +66,7 @@ class Log:
 
     def fit_spec(self) -> FeatureSpec:
         """The encoder fitted on these rows."""
-        fitter = SpecFitter(self.decisions.features.schema)
-        fitter.update(self.decisions.features)
-        return fitter.finish()
+        return fitted_spec(self.decisions.features)
 
 
 class Life:
@@ -79,9 +76,9 @@ class Life:
         simulation, online: the hidden world and what is known of it.
     """
 
-    def __init__(self, world: World, user_id: np.ndarray, replicate: int = 0) -> None:
+    def __init__(self, world: World, user_id: np.ndarray) -> None:
         self.world = world
-        self.simulation = Simulation(world, user_id, replicate)
+        self.simulation = Simulation(world, user_id)
         self.online = OnlineFeatures(world, self.simulation.users.profile())
         self._logging = LoggingPolicy()
 
@@ -115,20 +112,20 @@ class Life:
         return sessions
 
 
-def simulate_log(world: World, user_id: np.ndarray, before: int, days: int, replicate: int = 0) -> Log:
+def simulate_log(world: World, user_id: np.ndarray, before: int, days: int) -> Log:
     """Logs of `days` days under the logging policy, after `before` days of it that are not kept."""
-    life = Life(world, user_id, replicate)
+    life = Life(world, user_id)
     life.log_days(before)
     kept: list[tuple[Moment, Sessions]] = []
     life.log_days(days, lambda moment, sessions: kept.append((moment, sessions)))
-    return _joined(world, kept)
+    return _joined(kept)
 
 
-def _joined(world: World, kept: list[tuple[Moment, Sessions]]) -> Log:
+def _joined(kept: list[tuple[Moment, Sessions]]) -> Log:
     def column(make: Callable[[Sessions], np.ndarray]) -> np.ndarray:
         return np.concatenate([make(sessions) for _, sessions in kept])
 
-    features = joined_features(world, (moment.features for moment, _ in kept))
+    features = RawFeatures.concat([moment.features for moment, _ in kept])
     day = column(lambda s: s.entries.day)
     decisions = Decisions(
         features=features,
@@ -145,9 +142,3 @@ def _joined(world: World, kept: list[tuple[Moment, Sessions]]) -> Log:
         np.concatenate([moment.use_s for moment, _ in kept]),
     )
     return Log(decisions, truth, day)
-
-
-def joined_features(world: World, parts: Iterable[RawFeatures]) -> RawFeatures:
-    """Features of several batches in one."""
-    table = pa.concat_tables([pa.table(part.to_columns()) for part in parts])
-    return RawFeatures.from_table(world_schema(world), table.combine_chunks())

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from plpm_ray.core.errors import ConfigError, StorageError
+from plpm_ray.core.errors import BundleError, ConfigError, StorageError
 from plpm_ray.core.feature_fitting import SpecFitter
 from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures, squash
 from plpm_ray.core.stats import TableStats
@@ -89,36 +88,26 @@ def _fit(config: str) -> WorldFeatures:
 
     def add(sessions: Sessions) -> None:
         fitter.update(online.features(sessions.entries))
-        totals.append(_totals(len(world), sessions))
+        totals.append(TableStats.of(len(world), **sessions.stat_columns()))
         online.observe(sessions)
 
     run_days(simulation, _FIT_DAYS, policy, add)
     return WorldFeatures(fitter.finish(), sum(totals[1:], totals[0]))
 
 
-def _totals(k: int, sessions: Sessions) -> TableStats:
-    return TableStats.of(
-        k,
-        landing=sessions.landing,
-        use_s=sessions.use_ms / 1000,
-        landing_dwell_s=sessions.landing_ms / 1000,
-        hour=sessions.entries.hour,
-        step=sessions.entries.step,
-    )
-
-
 def read_features(path: str | Path, schema: FeatureSchema, owner: str) -> WorldFeatures:
     """Encoder and totals of a bundle, or of a warehouse's training window.
 
     Args:
-        path: a bundle folder, a run folder, `<warehouse>/fitted/<fingerprint>.json`, or a warehouse that holds one of these.
+        path: a bundle folder, a run folder, a run's name without its hash, `<warehouse>/fitted/<fingerprint>.json`, or a
+            warehouse that holds one of these.
         schema: pages and columns that they must have; `owner` names the world or tables to which these belong.
 
     Raises:
         ConfigError: there are none, there are several, or they belong to other pages or columns.
+        BundleError: the bundle is damaged.
     """
-    spec, stats = _stored(Path(path))
-    found = WorldFeatures(FeatureSpec.from_dict(spec), TableStats.from_dict(stats))
+    found = _stored(Path(path))
     if found.spec.schema != schema:
         raise ConfigError(
             f"the features of {path} are those of other pages or columns than {owner!r} has",
@@ -127,24 +116,28 @@ def read_features(path: str | Path, schema: FeatureSchema, owner: str) -> WorldF
     return found
 
 
-def _stored(path: Path) -> tuple[Any, Any]:
-    """The spec and the totals, as JSON."""
-    try:
-        for folder in (path, path / "bundle"):
-            if (folder / "spec.json").is_file():
-                return read_json(folder / "spec.json"), read_json(folder / "bundle.json")["stats"]
-        files = [path] if path.is_file() else sorted((path / "fitted").glob("*.json"))
-        if len(files) > 1:
-            raise ConfigError(
-                f"{path} holds the features of {len(files)} training windows",
-                hint=f"give one of them: {', '.join(str(file) for file in files[:3])}",
-            )
-        if files:
+def _stored(path: Path) -> WorldFeatures:
+    # torch comes with bundles; environments without one do not need it
+    from plpm_ray.navigators.bundle import find_bundle, load_bundle
+
+    files = [path] if path.is_file() else sorted((path / "fitted").glob("*.json"))
+    if len(files) > 1:
+        raise ConfigError(
+            f"{path} holds the features of {len(files)} training windows",
+            hint=f"give one of them: {', '.join(str(file) for file in files[:3])}",
+        )
+    if files:
+        try:
             kept = read_json(files[0])
-            return kept["spec"], kept["stats"]
-    except (KeyError, TypeError, StorageError) as error:
-        raise ConfigError(f"{path} holds no readable features: {error}", hint="copy it again") from None
-    raise ConfigError(
-        f"{path} holds no fitted features",
-        hint="give a bundle, a run folder, or a warehouse that something was trained on",
-    )
+            return WorldFeatures(FeatureSpec.from_dict(kept["spec"]), TableStats.from_dict(kept["stats"]))
+        except (KeyError, TypeError, StorageError) as error:
+            raise ConfigError(f"{path} holds no readable features: {error}", hint="copy it again") from None
+    try:
+        folder = find_bundle(path)
+    except BundleError:
+        raise ConfigError(
+            f"{path} holds no fitted features",
+            hint="give a bundle, a run folder, or a warehouse that something was trained on",
+        ) from None
+    bundle = load_bundle(folder)
+    return WorldFeatures(bundle.spec, bundle.stats)

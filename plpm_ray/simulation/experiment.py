@@ -11,40 +11,39 @@ import datetime as dt
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-import plpm_ray
-from plpm_ray.core.config import ConfigSource, StrictConfig, config_hash
+from plpm_ray.core.config import ConfigSource
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.core.hashing import splitmix64
-from plpm_ray.core.storage import read_json, read_parquet, write_json, write_parquet
-from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.core.hashing import user_draws
+from plpm_ray.core.storage import read_parquet, write_json, write_parquet
+from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.evaluation.experiment import analyse
 from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser, resolved_arm
 from plpm_ray.simulation.choosers import LoggingPolicy
 from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
 from plpm_ray.simulation.navigated import NavigatorChooser
-from plpm_ray.simulation.simulation import Chooser, Simulation
+from plpm_ray.simulation.runs import RunConfig, RunName, finished, run_folder
+from plpm_ray.simulation.simulation import Chooser, Simulation, Sink, run_days
 from plpm_ray.simulation.totals import DAILY, PERIODS, STATES, Counts, Recorder
 from plpm_ray.simulation.world import World
 
 _WEEK = 7
 
 
-class ExperimentConfig(StrictConfig):
+class ExperimentConfig(RunConfig):
     """`plpm simulate ab`: arms, users and days."""
 
-    name: str = Field(
-        default="ab", min_length=1, description="run name; the run folder adds a hash of the config"
-    )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
+    operational: ClassVar[frozenset[str]] = RunConfig.operational | {"users_per_task"}
+
+    name: RunName = "ab"
     world: WorldRef = Field(description="shipped world, path of a YAML file, or the world itself")
     arms: tuple[ArmConfig, ...] = Field(min_length=2, description="what is compared")
     control: str | None = Field(default=None, description="label of the control arm; default: the first arm")
@@ -64,10 +63,6 @@ class ExperimentConfig(StrictConfig):
     aa_days: int = Field(default=7, ge=1, description="days on which all arms run the control")
     ab_days: int = Field(default=14, ge=1, description="days on which each arm runs its own policy")
     seed: int = Field(default=0, ge=0, description="seed of the split")
-    backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
-    workers: int | None = Field(
-        default=None, ge=1, description="tasks at a time; default: what the backend gives"
-    )
     users_per_task: int = Field(
         default=8192, ge=1, description="users simulated at once; bounds a task's memory"
     )
@@ -116,18 +111,17 @@ def run_experiment(config: ExperimentConfig, source: ConfigSource | None = None)
     versions = [
         check_arm(world, arm, config.plugins, source, ("arms", i)) for i, arm in enumerate(config.arms)
     ]
-    identity = {
-        **config.model_dump(mode="json", exclude={"run_root", "backend", "workers", "plugins"}),
-        "world": world.model_dump(mode="json"),
-        "versions": versions,
-        "software": plpm_ray.__version__,
-    }
-    run_dir = Path(config.run_root) / f"{config.name}-{config_hash(identity)}"
-    if (run_dir / "ab.json").exists():
-        return {**read_json(run_dir / "ab.json"), "run": str(run_dir)}
+    split = split_users(config)
+    with run_folder(config, world, versions=versions) as run_dir:
+        return finished(run_dir, "ab.json") or _run(config, world, versions, split, run_dir)
+
+
+def _run(
+    config: ExperimentConfig, world: WorldConfig, versions: list[str], split: list[np.ndarray], run_dir: Path
+) -> dict[str, Any]:
+    """Simulates the users of each arm and writes what they did into the folder."""
     for_tasks = config.model_copy(update={"arms": tuple(map(resolved_arm, config.arms))})
-    parts = _parts(for_tasks, world, (run_dir / "parts").absolute())
-    write_json(run_dir / "config.json", identity)
+    parts = _parts(for_tasks, world, split, (run_dir / "parts").absolute())
     counts = run_tasks(
         _simulate, parts, backend=config.backend, workers=config.workers, progress="simulating users"
     )
@@ -147,24 +141,32 @@ def run_experiment(config: ExperimentConfig, source: ConfigSource | None = None)
 
 
 def split_users(config: ExperimentConfig) -> list[np.ndarray]:
-    """The user ids of every arm; by hash, so that it does not depend on how many users there are."""
+    """The user ids of every arm; by hash, so that it does not depend on how many users there are.
+
+    Raises:
+        ConfigError: an arm has fewer than two.
+    """
     ids = config.first_user + np.arange(config.users)
     if config.design == "twins":
         return [ids] * len(config.arms)
     bounds = np.cumsum([arm.share for arm in config.arms])
-    draw = (splitmix64(splitmix64(ids) + np.uint64(config.seed)) >> np.uint64(11)) * 2.0**-53 * bounds[-1]
+    draw = user_draws(ids, config.seed) * bounds[-1]
     arm = np.minimum((draw[:, None] >= bounds).sum(axis=1), len(bounds) - 1)
-    return [ids[arm == a] for a in range(len(config.arms))]
-
-
-def _parts(config: ExperimentConfig, world: WorldConfig, folder: Path) -> list[_Part]:
-    parts = []
-    for arm, ids in enumerate(split_users(config)):
-        if len(ids) < 2:
+    split = [ids[arm == a] for a in range(len(config.arms))]
+    for title, mine in zip((arm.title for arm in config.arms), split, strict=True):
+        if len(mine) < 2:
             raise ConfigError(
-                f"the arm {config.arms[arm].title!r} has {len(ids)} of {config.users} users, two are needed",
+                f"the arm {title!r} has {len(mine)} of {config.users} users, two are needed",
                 hint="raise `users`, or the arm's `share`",
             )
+    return split
+
+
+def _parts(
+    config: ExperimentConfig, world: WorldConfig, split: list[np.ndarray], folder: Path
+) -> list[_Part]:
+    parts = []
+    for arm, ids in enumerate(split):
         for start in range(0, len(ids), config.users_per_task):
             some = ids[start : start + config.users_per_task]
             parts.append(_Part(config, world, arm, some, folder / f"users-{arm:03d}-{start:012d}.parquet"))
@@ -200,16 +202,13 @@ def live(
     watchers: Sequence[Chooser],
     recorder: Recorder | None,
 ) -> None:
-    """The next days under a chooser; every watcher is told of every session, so that it knows its users when its turn comes."""
+    """The next days under a chooser; watchers see every session, so that they know their users when their turn comes."""
+    told: list[Sink] = [
+        partial(watcher.observe, simulation) for watcher in watchers if watcher is not chooser
+    ]
+    sinks: list[Sink] = told if recorder is None else [*told, recorder]
     for _ in range(days):
-        simulation.begin_day()
-        while (entries := simulation.entries()) is not None:
-            choice = chooser.choose(simulation, entries)
-            sessions = simulation.land(choice.page, choice.propensity)
-            for watcher in watchers:
-                watcher.observe(simulation, sessions)
-            if recorder is not None:
-                recorder(sessions)
+        run_days(simulation, 1, chooser, *sinks)
         if recorder is not None:
             recorder.end_day()
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +14,11 @@ import pyarrow as pa
 from plpm_ray.data.contract import TIMESTAMP
 from plpm_ray.data.normalise import contiguous
 from plpm_ray.simulation.online import context_columns
-from plpm_ray.simulation.simulation import Entries, Sessions
+from plpm_ray.simulation.simulation import Sessions
 from plpm_ray.simulation.world import World
 
 Labels = Callable[[Sessions], tuple[np.ndarray, np.ndarray]]
 _VISIT = {"page": np.int8, "dwell_s": np.float32, "views": np.int32, "watch_s": np.float32}
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What `context_columns` reads of entries."""
-
-    live_followed: np.ndarray
-    push: np.ndarray
 
 
 class SessionLog:
@@ -123,8 +113,8 @@ class SessionLog:
         columns["propensity"] = pa.array(ordered("propensity", np.float64), from_pandas=True)
         arm = ordered("arm", np.int8)
         columns["experiment_arm"] = pa.array(self.arms, pa.string()).take(pa.array(arm, mask=arm < 0))
-        shown = _Shown(ordered("live", np.int8).astype(np.int64), ordered("push", np.int8))
-        columns |= context_columns(self.world, cast(Entries, shown))
+        live = ordered("live", np.int8).astype(np.int64)
+        columns |= context_columns(self.world, live, ordered("push", np.int8))
         self._count[:], self._n = 0, 0
         return pa.table(columns)
 

@@ -98,10 +98,11 @@ class Tide(Mechanism):
 
 
 class Week(Mechanism):
-    """The weekly rhythm of activity."""
+    """The weekly rhythm: of how many users are active, and of how often these come."""
 
     activity: tuple[float, ...] = Field(
-        default=(1.0,) * 7, description="7 factors of the number of entries, Monday to Sunday"
+        default=(1.0,) * 7,
+        description="7 factors of the rate of entries and of the odds to be active, Monday to Sunday",
     )
 
     @field_validator("activity")
@@ -113,14 +114,16 @@ class Week(Mechanism):
 
 
 class Entries(StrictConfig):
-    """How often users come on a day on which they come at all; later entries follow a Poisson process along the tide."""
+    """How often users come: whether on a day at all, and then a Poisson process along the tide, of one entry at least."""
 
     active: float = Field(
         default=0.8, gt=0, lt=1, description="probability to be active on a day, of a median user"
     )
     active_sd: float = Field(default=1.0, ge=0, description="sd of the logit of that probability among users")
     per_day: float = Field(
-        default=4.0, gt=0, description="rate of further entries on an active day, of a median user"
+        default=4.0,
+        gt=0,
+        description="rate of the entries of an active day, of which there is at least one; of a median user",
     )
     user_sd: float = Field(default=0.5, ge=0, description="sd of the log rate among users")
     dwell_correlation: float = Field(
@@ -256,7 +259,9 @@ class Returning(Mechanism):
     evening_hour: float = Field(
         default=17.0, ge=0, lt=24, description="local hour from which the effect holds"
     )
-    most: float = Field(default=1.5, gt=0, description="bound of a user's log rate factor")
+    most: float = Field(
+        default=1.5, gt=0, description="most that a user's log rate factor reaches; it has no lower bound"
+    )
 
 
 class Retention(Mechanism):

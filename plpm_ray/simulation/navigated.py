@@ -7,10 +7,9 @@ import time
 import numpy as np
 
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.core.features import RawFeatures
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.policies.base import Choice, Policy, PolicyConfig
-from plpm_ray.simulation.online import OnlineFeatures, outcome, world_schema
+from plpm_ray.simulation.online import OnlineFeatures, outcome
 from plpm_ray.simulation.simulation import Entries, Sessions, Simulation
 from plpm_ray.simulation.world import World
 
@@ -49,7 +48,6 @@ class NavigatorChooser:
         self._online = online
         self._nav = np.zeros((0, 0), dtype=np.float32)
         self._nav_day = np.zeros(0, dtype=np.int64)
-        self._inputs: RawFeatures | None = None
 
     def _begin(self, simulation: Simulation) -> OnlineFeatures:
         if self._online is None:
@@ -97,6 +95,3 @@ class NavigatorChooser:
                 held, online.features(entries), outcome(self.world, sessions)
             )
         online.observe(sessions)
-
-
-__all__ = ["NavigatorChooser", "world_schema"]

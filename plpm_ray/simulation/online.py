@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from plpm_ray.core.features import FeatureSchema, RawFeatures
 from plpm_ray.data.features import state as online
+from plpm_ray.data.features.sessions import EntryArrays
 from plpm_ray.simulation.simulation import Entries, Sessions
 from plpm_ray.simulation.world import CONTEXT, PROFILE, World
 
@@ -20,11 +21,11 @@ def world_schema(world: World) -> FeatureSchema:
     return FeatureSchema(world.pages.names, dict(CONTEXT), dict(PROFILE))
 
 
-def context_columns(world: World, entries: Entries) -> dict[str, pa.Array]:
-    """The visible context of B entries."""
+def context_columns(world: World, live_followed: np.ndarray, push: np.ndarray) -> dict[str, pa.Array]:
+    """The visible context of B entries, from these columns of `Entries`."""
     return {
-        "live_followed": pa.array(entries.live_followed),
-        "push": pa.array([*world.pages.names, NO_PUSH]).take(pa.array(entries.push % (len(world) + 1))),
+        "live_followed": pa.array(live_followed),
+        "push": pa.array([*world.pages.names, NO_PUSH]).take(pa.array(push % (len(world) + 1))),
     }
 
 
@@ -55,10 +56,14 @@ class OnlineFeatures:
             self.states,
             entries.arrays,
             self.schema,
-            context_columns(self.world, entries),
+            context_columns(self.world, entries.live_followed, entries.push),
             {name: column.take(rows) for name, column in self._profile.items()},
             rows=entries.rows,
         )
+
+    def at(self, moments: EntryArrays) -> RawFeatures:
+        """Features of all U users at U moments, one each, without context."""
+        return online.features(self.states, moments, self.schema, profile=self._profile)
 
     def observe(self, sessions: Sessions) -> None:
         """Adds ended sessions."""

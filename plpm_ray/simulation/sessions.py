@@ -100,6 +100,16 @@ class Sessions:
         view_ms = np.append(world.view_s * 1000, np.inf)[self.walk.lived_PB]
         return np.floor(self.walk.dwell_ms_PB / view_ms).astype(np.int64) + (self.walk.dwell_ms_PB >= 1000)
 
+    def stat_columns(self) -> dict[str, np.ndarray]:
+        """(B,) columns that `TableStats.of` adds up."""
+        return {
+            "landing": self.landing,
+            "use_s": self.use_ms / 1000,
+            "landing_dwell_s": self.landing_ms / 1000,
+            "hour": self.entries.hour,
+            "step": self.entries.step,
+        }
+
     def arrays(self, world: World) -> SessionArrays:
         """What the feature code reads."""
         seen = self.walk.pages_PB.T >= 0

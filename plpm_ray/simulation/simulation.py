@@ -232,7 +232,7 @@ class Simulation:
         use_ms = drawn.use_ms
         exit_ms = entries.entry_ms + use_ms
         u_next, u_break = luck.pair(entries.key, _NEXT)
-        self.state.after(entries.rows, entries.entry_ms, exit_ms, drawn, u_break)
+        self.state.after(entries.rows, exit_ms, drawn, u_break)
         self._schedule(entries, exit_ms, u_next)
         self._entries = None
         landing_ms = drawn.dwell_ms_PB[0]

@@ -66,13 +66,13 @@ class UserState:
         hours = (now_ms - self.last_exit_ms[rows]) / _HOUR_MS
         return self.satiation_KU[:, rows] * np.exp(-hours / config.decay_h)
 
-    def after(
-        self, rows: np.ndarray, entry_ms: np.ndarray, exit_ms: np.ndarray, walk: Walk, u_break: np.ndarray
-    ) -> None:
+    def after(self, rows: np.ndarray, exit_ms: np.ndarray, walk: Walk, u_break: np.ndarray) -> None:
         """Takes in one session of each of the given users.
 
         Args:
             rows: (B,) users, none twice.
+            exit_ms: (B,) UTC.
+            walk: of B sessions.
             u_break: (B,) uniform draws: whether the last visit was broken off.
         """
         world, config = self.world, self.world.config

@@ -8,27 +8,23 @@ potential outcomes). The true effects stand in the table as a model too; average
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
-from plpm_ray.core.config import StrictConfig, config_hash
-from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.features import RawFeatures
-from plpm_ray.core.hashing import splitmix64
-from plpm_ray.core.storage import write_json
+from plpm_ray.core.hashing import user_draws
 from plpm_ray.data.features.sessions import EntryArrays
-from plpm_ray.data.features.state import features
-from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.data.ray_exec import run_tasks
 from plpm_ray.evaluation.held_out import model_features
 from plpm_ray.evaluation.ridge import ActionRidge
-from plpm_ray.evaluation.uplift import UpliftSettings, uplift_report
+from plpm_ray.evaluation.uplift import UpliftReport, UpliftSettings, uplift_report
 from plpm_ray.simulation.choosers import LoggingPolicy
-from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
-from plpm_ray.simulation.online import PROFILE, OnlineFeatures, world_schema
+from plpm_ray.simulation.config import WorldConfig, load_world
+from plpm_ray.simulation.online import OnlineFeatures
+from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.simulation import Simulation, run_days
 from plpm_ray.simulation.trial import Responses, Trial, TrialChooser, TrialConfig
 from plpm_ray.simulation.world import World
@@ -37,16 +33,12 @@ from plpm_ray.simulation.world import World
 _PENALTIES = (1e-3, 1e-3, 1e3)
 
 
-class UpliftRunConfig(StrictConfig):
+class UpliftRunConfig(RunConfig):
     """`plpm simulate uplift`: a trial, simple models, and every uplift metric with its interval."""
 
-    name: str = Field(
-        default="uplift", min_length=1, description="run name; the run folder adds a hash of the config"
-    )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
-    world: WorldRef = Field(
-        default="kuaishou", description="shipped world, path of a YAML file, or the world itself"
-    )
+    operational: ClassVar[frozenset[str]] = RunConfig.operational | {"users_per_task"}
+
+    name: RunName = "uplift"
     users: int = Field(default=20_000, ge=100, description="users of the trial")
     first_user: int = Field(default=3_000_000_000, ge=0, description="id of the first user")
     warmup_days: int = Field(
@@ -65,10 +57,6 @@ class UpliftRunConfig(StrictConfig):
     )
     draws: int = Field(default=300, ge=2, description="bootstrap draws of the intervals")
     seed: int = Field(default=0, ge=0, description="seed of the arms, of the parts and of the draws")
-    backend: Backend = Field(default="local", description="local: this process; ray: tasks on the cluster")
-    workers: int | None = Field(
-        default=None, ge=1, description="tasks at a time; default: what the backend gives"
-    )
     users_per_task: int = Field(default=8192, ge=1, description="users simulated at once")
 
 
@@ -81,12 +69,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Made:
-    """Some users: arm (U,), response (U,), outcomes (U, A), features as columns."""
+    """Some users: arm (U,), response (U,), outcomes (U, A), features (U rows)."""
 
     arm: np.ndarray
     response: np.ndarray
     outcomes: np.ndarray
-    columns: pa.Table
+    features: RawFeatures
 
 
 def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
@@ -96,6 +84,14 @@ def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
         Its content, with the run folder under "run" and the tables for people under "text".
     """
     world = load_world(config.world)
+    with run_folder(config, world) as run_dir:
+        report = _report(config, world)
+        report.write(run_dir)
+        return {**report.as_record(), "text": report.as_text(), "run": str(run_dir)}
+
+
+def _report(config: UpliftRunConfig, world: WorldConfig) -> UpliftReport:
+    """Simulates the trial, fits the models on one part of the users and judges them on the other."""
     ids = config.first_user + np.arange(config.users)
     parts = [
         _Part(config, world, ids[i : i + config.users_per_task])
@@ -107,14 +103,13 @@ def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
     arm = np.concatenate([m.arm for m in made])
     response = np.concatenate([m.response for m in made])
     outcomes = np.concatenate([m.outcomes for m in made])
-    raw = RawFeatures.from_table(world_schema(World(world)), pa.concat_tables([m.columns for m in made]))
-    draw = splitmix64(splitmix64(ids) + np.uint64(config.seed + 1)) >> np.uint64(11)
-    train = draw * 2.0**-53 < config.train_share
+    raw = RawFeatures.concat([m.features for m in made])
+    train = user_draws(ids, config.seed + 1) < config.train_share
     predicted = _predict(raw, arm, response, train)
     test = ~train
     effects = {"true effects": outcomes[test, 1:] - outcomes[test, :1]}
     effects |= {label: y[test, 1:] - y[test, :1] for label, y in predicted.items()}
-    report = uplift_report(
+    return uplift_report(
         effects,
         arm[test],
         response[test],
@@ -125,20 +120,12 @@ def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
         data=f"simulated trial in {world.name}, {config.trial_days} days",
         unit="s of app use per user and day",
     )
-    identity = config.model_dump(mode="json", exclude={"run_root", "backend", "workers", "users_per_task"})
-    run_dir = (
-        Path(config.run_root) / f"{config.name}-{config_hash([identity, world.model_dump(mode='json')])}"
-    )
-    write_json(run_dir / "config.json", {**identity, "world": world.model_dump(mode="json")})
-    report.write(run_dir)
-    return {**report.as_record(), "text": report.as_text(), "run": str(run_dir)}
 
 
 def _simulate(part: _Part) -> _Made:
     config, world = part.config, World(part.world)
     simulation, control = Simulation(world, part.users), LoggingPolicy()
-    profile = simulation.users.profile()
-    online = OnlineFeatures(world, profile)
+    online = OnlineFeatures(world, simulation.users.profile())
     run_days(simulation, config.warmup_days, control, online.observe)
     trial = Trial(
         TrialConfig(seed=config.seed, start_day=0, days=config.trial_days),
@@ -146,32 +133,23 @@ def _simulate(part: _Part) -> _Made:
         config.warmup_days,
         config.trial_days,
     )
-    raw = evening_features(simulation, online, config.warmup_days)
+    # what is known at the midnight on which the trial begins
+    offset = simulation.users.utc_offset_min
+    raw = online.at(EntryArrays(world.day_start_ms(config.warmup_days, offset), offset))
     # other lucks than that of the trial: effects that hold a part of the responses would rank users by their noise
     truth = trial.potential_outcomes(simulation, control, config.replicates, first=1)
     chooser = TrialChooser(trial, control, part.users)
     responses = Responses(len(part.users), config.trial_days)
     run_days(simulation, config.trial_days, chooser, responses)
     outcomes = np.column_stack([truth[name].to_numpy() for name in truth.column_names if name != "user_id"])
-    return _Made(chooser.arm, responses.use_s_per_day, outcomes, pa.table(raw.to_columns()))
-
-
-def evening_features(simulation: Simulation, online: OnlineFeatures, day: int) -> RawFeatures:
-    """Features of all users at the midnight that begins a day, without context."""
-    users, world = simulation.users, simulation.world
-    profile = users.profile()
-    midnight = EntryArrays(world.day_start_ms(day, users.utc_offset_min), users.utc_offset_min)
-    columns = {name: profile[name].combine_chunks() for name in PROFILE}
-    return features(online.states, midnight, online.schema, {}, columns)
+    return _Made(chooser.arm, responses.use_s_per_day, outcomes, raw)
 
 
 def _predict(
     raw: RawFeatures, arm: np.ndarray, response: np.ndarray, train: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Model -> (U, A) responses under every arm, fitted on the users of `train`."""
-    fitter = SpecFitter(raw.schema)
-    fitter.update(raw.take(np.flatnonzero(train)))
-    x = model_features(fitter.finish(), raw)
+    x = model_features(fitted_spec(raw.take(train)), raw)
     arms, rows = int(arm.max()) + 1, int(train.sum())
     ridge = ActionRidge(x[train], arm[train], arms)
     shared, own, stiff = (rows * penalty for penalty in _PENALTIES)

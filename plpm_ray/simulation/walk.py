@@ -22,6 +22,7 @@ from plpm_ray.simulation.world import World
 # streams of an entry's luck
 WANTED, DROP, DWELL, BROWSE = 0, 1, 8, 40
 NO_PAGE = -1
+LEAST_S = 0.5  # every visit lasts so long, whatever is drawn
 _EXACT_MS = 16_384_000  # from here on float32 seconds are more than a millisecond apart
 
 
@@ -79,11 +80,11 @@ def draw(world: World, situation: Situation, landing: np.ndarray, keys: np.ndarr
     seconds = np.where(dropped, -config.drop_off_s * np.log(u_seconds), seconds)
     pages_PB = np.full((p_max, len(every)), NO_PAGE, dtype=np.int16)
     dwell_PB = np.zeros((p_max, len(every)))
-    pages_PB[0], dwell_PB[0] = first, seconds + 0.5
+    pages_PB[0], dwell_PB[0] = first, seconds + LEAST_S
     walked = np.flatnonzero(~matched & (u_stay < np.where(dropped, 1 - config.leave, config.walk_on)))
     pages_PB[1, walked] = wanted[walked]
     mean = situation.dwell_KB[wanted[walked], walked] * np.where(dropped[walked], config.compensation, 1.0)
-    dwell_PB[1, walked] = _engaged_s(world, mean, keys[walked], 1) + 0.5
+    dwell_PB[1, walked] = _engaged_s(world, mean, keys[walked], 1) + LEAST_S
     reached = matched & ~dropped
     on_first = np.flatnonzero(reached)
     reached[walked] = True
@@ -118,7 +119,7 @@ def _browse(
         page = (u_page * cumulative[-1] >= cumulative[:-1]).sum(axis=0)
         pages_PB[p, rows] = page
         mean = situation.dwell_KB[page, rows] * world.config.browsing.dwell
-        dwell_PB[p, rows] = _engaged_s(world, mean, keys[rows], p) + 0.5
+        dwell_PB[p, rows] = _engaged_s(world, mean, keys[rows], p) + LEAST_S
 
 
 def _engaged_s(world: World, mean_s: np.ndarray, keys: np.ndarray, position: int) -> np.ndarray:
@@ -170,22 +171,22 @@ class Expected:
 def expected(world: World, situation: Situation) -> Expected:
     """What each landing page brings on average (exact but for the millisecond)."""
     config, q, m = world.config.landing, situation.wanted_KB, situation.dwell_KB
-    p_max, half = world.config.visits.most_pages, 0.5
+    p_max = world.config.visits.most_pages
     k = len(q)
     if not config.enabled:
         return _expected_without_effect(world, situation)
     miss_KB = config.drop_off * _power(1 - q, config.tolerance)
     d0 = config.drop_off_matched
-    short = config.drop_off_s + half
-    first_KB = m + half + _browsed(world, situation, p_max - 1)
+    short = config.drop_off_s + LEAST_S
+    first_KB = m + LEAST_S + _browsed(world, situation, p_max - 1)
     later_KB = _browsed(world, situation, p_max - 2)
     matched_KB = d0 * short + (1 - d0) * first_KB
-    after_drop_KB = config.compensation * m + half + later_KB
-    after_stay_KB = m + half + later_KB
+    after_drop_KB = config.compensation * m + LEAST_S + later_KB
+    after_stay_KB = m + LEAST_S + later_KB
     # sums over the wanted pages other than the landing page
     others_drop = (q * after_drop_KB).sum(axis=0) - q * after_drop_KB
     others_stay = (q * after_stay_KB).sum(axis=0) - q * after_stay_KB
-    missed = (1 - q) * (miss_KB * short + (1 - miss_KB) * (config.mismatch_dwell * m + half))
+    missed = (1 - q) * (miss_KB * short + (1 - miss_KB) * (config.mismatch_dwell * m + LEAST_S))
     onward_drop, onward_stay = miss_KB * (1 - config.leave), (1 - miss_KB) * config.walk_on
     use = q * matched_KB + missed + onward_drop * others_drop + onward_stay * others_stay
     onward = onward_drop + onward_stay
@@ -200,8 +201,8 @@ def expected(world: World, situation: Situation) -> Expected:
 def _expected_without_effect(world: World, situation: Situation) -> Expected:
     config, q, m = world.config.landing, situation.wanted_KB, situation.dwell_KB
     d0 = config.drop_off_matched
-    value = d0 * (config.drop_off_s + 0.5) + (1 - d0) * (
-        m + 0.5 + _browsed(world, situation, world.config.visits.most_pages - 1)
+    value = d0 * (config.drop_off_s + LEAST_S) + (1 - d0) * (
+        m + LEAST_S + _browsed(world, situation, world.config.visits.most_pages - 1)
     )
     k, same = len(q), np.ones_like(q)
     return Expected(
@@ -216,7 +217,7 @@ def _browsed(world: World, situation: Situation, pages: int) -> np.ndarray:
     """(K, B) mean seconds on up to `pages` further pages, by the page that was engaged last."""
     q = situation.wanted_KB
     seen = np.zeros_like(q)
-    mean_KB = situation.dwell_KB * world.config.browsing.dwell + 0.5
+    mean_KB = situation.dwell_KB * world.config.browsing.dwell + LEAST_S
     for _ in range(pages):
         worth = q * (mean_KB + seen)
         seen = situation.browse * (worth.sum(axis=0) - worth) / (1 - q)

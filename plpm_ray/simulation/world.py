@@ -29,7 +29,7 @@ class World:
         hour_phase_HK: (24, K) logits by local hour.
         interest_IK: (I, K) centres of the interests, unit variance over the interests.
         tide: (25,) share of the day's entries before each full hour, local time.
-        week: (7,) factor of the number of entries, Monday first.
+        week: (7,) factor of the rate of entries and of the odds to be active, Monday first.
         first_day: days since 1970-01-01 of the first local day.
     """
 

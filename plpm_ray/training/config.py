@@ -36,6 +36,10 @@ class TrainingConfig(StrictConfig):
     lr: Annotated[float, Tunable(1e-4, 1e-2, log=True)] = Field(
         1e-3, gt=0, description="learning rate of Adam"
     )
+    lr_schedule: Literal["cosine", "constant"] = Field(
+        "cosine",
+        description="cosine: lr falls to 0 over all epochs, so that the noise of the last batches averages out",
+    )
     weight_decay: Annotated[float, Tunable(1e-6, 1e-2, log=True)] = Field(
         0.0, ge=0, description="decoupled weight decay (AdamW); 0 is plain Adam"
     )

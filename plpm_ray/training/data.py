@@ -1,7 +1,8 @@
-"""Transition files -> encoded tensors, in an order that depends on nothing but the tables.
+"""Transition or trial files -> encoded tensors, in an order that depends on nothing but the tables.
 
 The unit of work is a part: one user bucket (or a share of its users) over all days of the split, so that a row and its
-next state always lie in one part. Parts are read and encoded alike here, by Ray Data tasks, and in a stream.
+next state always lie in one part. Parts are read and encoded alike here, by Ray Data tasks, and in a stream. Learners of a
+trial's users read the trial table instead, and of it the users of one part of the user split.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from plpm_ray.core.errors import ConfigError, DataError
 from plpm_ray.core.features import FeatureSpec, RawFeatures, unpack
 from plpm_ray.core.hashing import user_hash
 from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.day_table import DayTable
+from plpm_ray.data.split import UserSplitConfig
 from plpm_ray.data.tables import next_rows
+from plpm_ray.data.trials import read_part
 from plpm_ray.navigators.base import Grain, Learner, LearnerConfig
 from plpm_ray.training.table import TensorTable, assemble
 
@@ -32,6 +36,8 @@ _COLUMN_TYPES = {
     "hour": np.int32,
     "step": np.int32,
     "propensity": np.float32,
+    "arm": np.int32,
+    "response": np.float32,
 }
 
 
@@ -69,20 +75,36 @@ class Part:
 
 
 @dataclass(frozen=True)
+class UserPart:
+    """The users of a trial that a source reads: part 0 (train), 1 (valid) or 2 (test) of a split."""
+
+    split: UserSplitConfig
+    part: int
+
+
+@dataclass(frozen=True)
 class TableSource:
     """Where the rows of a split come from; small and picklable, so that tasks can carry it.
 
     Attributes:
         root: the warehouse folder.
-        days: local days of the split (days since 1970-01-01).
+        days: local days of the split (days since 1970-01-01); of a trial, the days on which it begins.
         spec: the fitted encoder.
         needs: what is read.
+        users: of a learner of users, which of them.
     """
 
     root: Path
     days: tuple[int, ...]
     spec: FeatureSpec
     needs: Needs
+    users: UserPart | None = None
+
+    @property
+    def table(self) -> DayTable:
+        """The table that the learner reads."""
+        warehouse = Warehouse.open(self.root)
+        return warehouse.transitions if self.needs.grain != "user" else warehouse.trial
 
     def parts(self, min_parts: int = 1, max_rows: int | None = None) -> list[Part]:
         """The split's parts in table order: one a bucket, or more where `min_parts` or `max_rows` ask for it.
@@ -90,15 +112,22 @@ class TableSource:
         There may be fewer than `min_parts`, since the sessions of a user stay together.
 
         Raises:
-            DataError: the days hold no sessions.
+            DataError: the days hold no sessions, or the part of a trial no users.
         """
-        table = Warehouse.open(self.root).transitions
+        table = self.table
         rows: dict[int, int] = {}
         for day, entry in table.entries().items():
             if day in set(self.days):
                 for bucket, count in entry.rows.items():
                     rows[bucket] = rows.get(bucket, 0) + count
+        if self.users is not None:
+            rows = {bucket: len(self._hashes(bucket)) for bucket in rows}
         rows = {bucket: count for bucket, count in sorted(rows.items()) if count}
+        if not rows and self.users is not None:
+            raise DataError(
+                f"{table.root} holds no users of the part {('train', 'valid', 'test')[self.users.part]!r}",
+                hint="set `users.valid_share` otherwise (0 trains without validation), or give more users",
+            )
         if not rows:
             raise DataError(
                 f"{table.root} holds no sessions on those {len(self.days)} days",
@@ -115,9 +144,7 @@ class TableSource:
         truncates = self.needs.grain == "transition" and self.needs.horizon == "continuing"
         if of == 1 and not truncates:
             return [Part(bucket, 0, 1, rows, rows)]
-        read = Warehouse.open(self.root).transitions.read(bucket, self.days, ["user_id"])
-        assert read is not None
-        users = np.sort(user_hash(read["user_id"]))
+        users = np.sort(self._hashes(bucket))
         share = _share(users, of)
         last = np.append(users[1:] != users[:-1], True) if truncates else np.zeros(len(users), dtype=bool)
         counts, dropped = np.bincount(share, minlength=of), np.bincount(share[last], minlength=of)
@@ -125,11 +152,22 @@ class TableSource:
             Part(bucket, i, of, int(counts[i]), int(counts[i] - dropped[i])) for i in range(of) if counts[i]
         ]
 
+    def _rows(self, bucket: int, columns: list[str] | None = None) -> pa.Table:
+        if self.users is None:
+            found = self.table.read(bucket, self.days, columns)
+        else:
+            users = self.users
+            found = read_part(Warehouse.open(self.root), bucket, users.split, users.part, self.days, columns)
+        assert found is not None
+        return found
+
+    def _hashes(self, bucket: int) -> np.ndarray:
+        """(n,) uint64, the user of each row of a bucket."""
+        return user_hash(self._rows(bucket, ["user_id"])["user_id"])
+
     def read(self, part: Part) -> dict[str, np.ndarray]:
         """Encoded arrays of a part in (day, user, entry) order; `next_row` and `sampled` if the learner needs them."""
-        warehouse = Warehouse.open(self.root)
-        table = warehouse.transitions.read(part.bucket, self.days)
-        assert table is not None
+        table = self._rows(part.bucket)
         if part.of > 1:
             table = table.filter(
                 pa.array(_share(user_hash(table["user_id"]), part.of) == part.index)
@@ -152,6 +190,8 @@ class TableSource:
         for name in self.needs.columns:
             if name != "done":
                 arrays[name] = _label(table, name)
+        if self.needs.grain == "user":
+            return arrays
         daily = self.needs.horizon == "day"
         ends = table["done"].to_numpy() if daily else np.zeros(table.num_rows, dtype=bool)
         if "done" in self.needs.columns:
@@ -177,7 +217,7 @@ def _label(table: pa.Table, name: str) -> np.ndarray:
     stored = "landing_page" if name == "action" else name
     if stored not in table.column_names:
         raise ConfigError(
-            f"the learner reads column {name!r}, which the transition table does not have",
+            f"the learner reads column {name!r}, which its table does not have",
             hint=nearest(name, [*_COLUMN_TYPES, *table.column_names]) or "write it when the table is built",
         )
     column = table[stored]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -24,17 +25,36 @@ def pick_device(config: TrainingConfig) -> torch.device:
 
 
 def make_optimiser(learner: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam, or AdamW with weight decay, over the trainable parameters; one fused kernel per step."""
+    """Adam, or AdamW with weight decay, over the trainable parameters; one fused kernel per step.
+
+    For a recorded step the learning rate is a tensor, which `set_lr` changes where it lies.
+    """
     parameters = [p for p in learner.parameters() if p.requires_grad]
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     return kind(
         parameters,
-        lr=config.lr,
+        lr=torch.tensor(config.lr, device=parameters[0].device) if config.cuda_graph else config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
         fused=True,
         capturable=config.cuda_graph,
     )
+
+
+def learning_rate(config: TrainingConfig, done: float) -> float:
+    """The rate after a share `done` of all steps, 0 to 1."""
+    if config.lr_schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def set_lr(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Gives all parameters another learning rate."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

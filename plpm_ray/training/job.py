@@ -18,10 +18,11 @@ from plpm_ray.core.stats import TableStats
 from plpm_ray.core.storage import read_json, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import day_name
+from plpm_ray.data.split import TRAIN, VALID, UserSplitConfig
 from plpm_ray.navigators.base import Learner, LearnerConfig
 from plpm_ray.navigators.bundle import Bundle
 from plpm_ray.training.config import TrainingConfig
-from plpm_ray.training.data import Needs, TableSource
+from plpm_ray.training.data import Needs, TableSource, UserPart
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class TrainJob:
         learner_config: resolved config of the learner, as JSON-like values.
         training: how.
         root: the warehouse folder (absolute).
-        train_days, valid_days: local days, days since 1970-01-01.
-        spec, stats: fitted on the training days.
+        train_days, valid_days: local days, days since 1970-01-01; of a learner of users, the days on which trials begin,
+            and none.
+        spec, stats: fitted on the training days or users.
         run_dir: the run's folder (absolute).
         plugins: files (absolute) or modules to import first.
         identity: what decides the result; a run is resumed only by a job with the same.
+        users: of a learner of users, how they are divided.
     """
 
     learner: str
@@ -51,6 +54,7 @@ class TrainJob:
     run_dir: Path
     plugins: tuple[str, ...]
     identity: dict[str, Any]
+    users: UserSplitConfig | None = None
 
     @property
     def hash(self) -> str:
@@ -68,12 +72,21 @@ class TrainJob:
             self.learner_class(), self.learner_config, self.spec, pages, self.stats, self.training.seed
         )
 
-    def source(self, days: tuple[int, ...]) -> TableSource:
-        """The rows of some days, as this learner reads them."""
+    def train_source(self) -> TableSource:
+        """The rows to learn from, as this learner reads them."""
+        return self._source(self.train_days, TRAIN)
+
+    def valid_source(self) -> TableSource | None:
+        """The rows to validate on; None where there are none."""
+        if self.users is None:
+            return self._source(self.valid_days, VALID) if self.valid_days else None
+        return self._source(self.train_days, VALID) if self.users.valid_share else None
+
+    def _source(self, days: tuple[int, ...], part: int) -> TableSource:
         cls = self.learner_class()
-        return TableSource(
-            self.root, days, self.spec, Needs.of(cls, cls.Config.model_validate(self.learner_config))
-        )
+        needs = Needs.of(cls, cls.Config.model_validate(self.learner_config))
+        users = None if self.users is None else UserPart(self.users, part)
+        return TableSource(self.root, days, self.spec, needs, users)
 
     def bundle(self, learner: Learner, metrics: dict[str, Any]) -> Bundle:
         """The trained learner with all that scoring needs."""
@@ -90,21 +103,32 @@ class TrainJob:
             ConfigError: the folder holds another run.
             StorageError: the folder cannot be written.
         """
-        path = self.run_dir / "config.json"
-        if path.exists():
-            known = read_json(path).get("identity", {})
-            if config_hash(known) != self.hash:
-                differing = sorted(_differing(known, self.identity))
-                raise ConfigError(
-                    f"{self.run_dir} holds a run of another config (differs in {', '.join(differing)})",
-                    hint="give another name or run folder, restore the config, or remove the folder to train anew",
-                )
-            return True
-        write_json(
-            path,
-            {"hash": self.hash, "identity": self.identity, "training": self.training.model_dump(mode="json")},
+        return claim_folder(
+            self.run_dir, self.identity, {"training": self.training.model_dump(mode="json")}, "train"
         )
-        return False
+
+
+def claim_folder(
+    run_dir: Path, identity: dict[str, Any], also: Mapping[str, Any], verb: str = "train"
+) -> bool:
+    """Writes `config.json` (identity, its hash, and `also`) into a new run folder; True if it holds this very run already.
+
+    Raises:
+        ConfigError: the folder holds another run; its hint is to `verb` anew.
+        StorageError: the folder cannot be written.
+    """
+    path = run_dir / "config.json"
+    if path.exists():
+        known = read_json(path).get("identity", {})
+        if config_hash(known) != config_hash(identity):
+            differing = sorted(_differing(known, identity))
+            raise ConfigError(
+                f"{run_dir} holds a run of another config (differs in {', '.join(differing)})",
+                hint=f"give another name or run folder, restore the config, or remove the folder to {verb} anew",
+            )
+        return True
+    write_json(path, {"hash": config_hash(identity), "identity": identity, **also})
+    return False
 
 
 def build_learner(
@@ -148,8 +172,13 @@ def make_job(
     plugins: tuple[str, ...],
     *,
     exact: bool,
+    users: UserSplitConfig | None = None,
 ) -> TrainJob:
-    """Resolves everything; the run's folder is `<folder>-<hash of the identity>`, or `folder` itself where it is `exact`."""
+    """Resolves everything; the run's folder is `<folder>-<hash of the identity>`, or `folder` itself where it is `exact`.
+
+    For a learner of users, `users` is how they are divided, `train_days` are the days on which trials begin, and there are
+    no `valid_days`.
+    """
     plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in plugins)
     load_plugins(plugins)
     resolved = resolve_config(lookup("learner", learner), learner_config)
@@ -159,11 +188,9 @@ def make_job(
         "training": training.identity(),
         "data": {
             "dataset": warehouse.info.name,
-            "fingerprint": warehouse.transitions.fingerprint((*train_days, *valid_days)),
             "user_id": warehouse.info.user_id,
             "encoder": config_hash([fitted[0].to_dict(), fitted[1].to_dict()]),
-            "train_days": [day_name(d) for d in train_days],
-            "valid_days": [day_name(d) for d in valid_days],
+            **_rows_identity(warehouse, train_days, valid_days, users),
         },
     }
     if not exact:
@@ -180,7 +207,27 @@ def make_job(
         run_dir=folder.resolve(),
         plugins=plugins,
         identity=identity,
+        users=users,
     )
+
+
+def _rows_identity(
+    warehouse: Warehouse,
+    train_days: tuple[int, ...],
+    valid_days: tuple[int, ...],
+    users: UserSplitConfig | None,
+) -> dict[str, Any]:
+    if users is not None:
+        return {
+            "fingerprint": warehouse.trial.fingerprint(train_days),
+            "trial_days": [day_name(d) for d in train_days],
+            "users": users.model_dump(mode="json"),
+        }
+    return {
+        "fingerprint": warehouse.transitions.fingerprint((*train_days, *valid_days)),
+        "train_days": [day_name(d) for d in train_days],
+        "valid_days": [day_name(d) for d in valid_days],
+    }
 
 
 def _differing(a: Any, b: Any, prefix: str = "") -> set[str]:

@@ -17,7 +17,14 @@ from plpm_ray.core.errors import ConfigError, PlpmError
 from plpm_ray.navigators.base import Learner
 from plpm_ray.training.comm import Comm, shared
 from plpm_ray.training.config import TrainingConfig
-from plpm_ray.training.device import make_optimiser, pick_device, random_state, set_random_state
+from plpm_ray.training.device import (
+    learning_rate,
+    make_optimiser,
+    pick_device,
+    random_state,
+    set_lr,
+    set_random_state,
+)
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.graph import GraphedUpdate
 from plpm_ray.training.table import BatchSource, TensorTable, no_rows, steps_per_epoch
@@ -192,11 +199,7 @@ class Loop:
     def _run_epoch(self, callbacks: Sequence[Callback]) -> Record:
         started, first = time.perf_counter(), self.step
         every = self.config.checkpoint_every_steps
-        source = self.table.batches(
-            self.epoch, self.config.seed, self.batch_size, self.steps, start=self.step
-        )
-        for batch in source:
-            self.train_step(batch)
+        for _ in self.epoch_steps():
             self.step += 1
             if self.total % self.config.log_every == 0:
                 record = self._flush()
@@ -222,8 +225,15 @@ class Loop:
 
     def train_step(self, batch: Mapping[str, Tensor]) -> None:
         """One optimiser step on one batch."""
+        self._set_rate()
         self._update(batch)
         self._count()
+
+    def _set_rate(self) -> None:
+        if self.config.lr_schedule != "constant":
+            # from the place in the epoch: a group of another size resumes at the same one
+            done = (self.epoch + self.step / self.steps) / self.config.epochs
+            set_lr(self.optimiser, learning_rate(self.config, done))
 
     def _update(self, batch: Mapping[str, Tensor]) -> None:
         """Forward, backward and optimiser; without a word to the CPU, so that it can be recorded."""
@@ -251,13 +261,14 @@ class Loop:
             self.learner.after_step(self.total)
 
     def epoch_steps(self) -> Iterator[None]:
-        """Takes the remaining steps of the epoch, one for each turn of the caller."""
+        """Takes the remaining steps of the epoch, one for each turn of the caller, who counts them in `step`."""
         draw = (self.epoch, self.config.seed, self.batch_size, self.steps, self.step)
         if self.graphed is None or not isinstance(self.table, TensorTable):
             for batch in self.table.batches(*draw):
                 yield self.train_step(batch)
             return
         for rows in self.table.draws(*draw):
+            self._set_rate()
             self.graphed(rows)
             yield self._count()
 

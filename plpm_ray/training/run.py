@@ -17,10 +17,13 @@ import torch
 
 from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.core.features import FeatureSpec
+from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
 from plpm_ray.core.storage import exclusive_lock, read_json, storage_errors, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.fit import fit_spec
+from plpm_ray.data.fit_trial import fit_trial
+from plpm_ray.data.split import UserSplitConfig
 from plpm_ray.navigators.base import LearnerConfig
 from plpm_ray.navigators.bundle import save_bundle
 from plpm_ray.training.checkpoint import CheckpointFolder
@@ -67,7 +70,7 @@ def train(
     learner_config: Mapping[str, Any] | LearnerConfig,
     training: TrainingConfig,
     warehouse_root: str | Path,
-    train_days: Sequence[int],
+    train_days: Sequence[int] = (),
     valid_days: Sequence[int] = (),
     run_root: str | Path = "runs",
     name: str | None = None,
@@ -75,9 +78,12 @@ def train(
     *,
     run_dir: str | Path | None = None,
     fitted: tuple[FeatureSpec, TableStats] | None = None,
+    users: UserSplitConfig | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Trains a learner on the transition table of a warehouse, or goes on with, or reads, a run that is there.
+
+    A learner of users (`grain` "user") is trained on the trial table, and `users` says which of them; days are not read.
 
     Args:
         learner_name: registered name.
@@ -88,21 +94,30 @@ def train(
         run_root, name: the folder is `<run_root>/<name>-<hash of config and data>`; `name` is the learner's by default.
         plugins: files or modules that register the learner, loaded in every process.
         run_dir: the very folder, instead of run_root and name.
-        fitted: encoder and totals of the training days; fitted here (and cached in the warehouse) by default.
+        fitted: encoder and totals of the training days or users; fitted here (and cached in the warehouse) by default.
+        users: how a trial's users are divided; only for a learner of users.
         notify: is told notices, such as fewer workers than asked for; by default they go to stderr.
 
     Raises:
         ConfigError: a bad config; a folder that holds another run, or one that is being trained right now.
-        DataError: no rows on those days, or unreadable tables.
+        DataError: no rows on those days, unreadable tables, or no trial for a learner of users.
         StorageError: the run folder cannot be written.
         PlpmError: training diverged, or its workers were lost more often than `max_failures` allows.
     """
     warehouse = Warehouse.open(warehouse_root)
-    days = tuple(sorted(set(train_days))), tuple(sorted(set(valid_days)))
-    fitted = fitted or fit_spec(warehouse, days[0], backend="ray" if training.workers != 0 else "local")
+    load_plugins(tuple(plugins))
+    backend = "ray" if training.workers != 0 else "local"
+    if lookup("learner", learner_name).grain == "user":
+        users = users or UserSplitConfig()
+        fitted = fitted or fit_trial(warehouse, users, backend=backend)
+        days: tuple[tuple[int, ...], tuple[int, ...]] = tuple(warehouse.trial.days()), ()
+    else:
+        users, days = None, (tuple(sorted(set(train_days))), tuple(sorted(set(valid_days))))
+        fitted = fitted or fit_spec(warehouse, days[0], backend=backend)
     folder = Path(run_root) / (name or learner_name) if run_dir is None else Path(run_dir)
     what = learner_name, learner_config, training
-    job = make_job(*what, warehouse, *days, fitted, folder, tuple(plugins), exact=run_dir is not None)
+    exact = run_dir is not None
+    job = make_job(*what, warehouse, *days, fitted, folder, tuple(plugins), exact=exact, users=users)
     return run_job(job, notify or _to_stderr)
 
 
@@ -131,10 +146,10 @@ def run_local(job: TrainJob) -> bool:
     device = pick_device(job.training)
     folder = CheckpointFolder(job.run_dir / "checkpoints", job.training.keep_checkpoints)
     state = folder.latest()
-    source = job.source(job.train_days)
+    source, held_out = job.train_source(), job.valid_source()
     window = job.training.data.window_rows if job.training.data.mode == "stream" else None
     table = make_table(job, source.parts(max_rows=window), LocalReader(source), device)
-    valid = job.source(job.valid_days).load().to(device) if job.valid_days else None
+    valid = held_out.load().to(device) if held_out is not None else None
     callback = RunCallback(job, Comm(), folder.save, state)
     execute(job, table, valid, Comm(), callback, state)
     return state is not None

@@ -51,15 +51,15 @@ def _trainer(job: TrainJob, notify: Callable[[str], None]) -> TorchTrainer:
     config = job.training
     low, high = (config.workers, config.workers) if isinstance(config.workers, int) else config.workers
     streams = config.data.mode == "stream"
-    source, valid = job.source(job.train_days), job.source(job.valid_days)
+    source, valid = job.train_source(), job.valid_source()
     parts = source.parts(min_parts=high, max_rows=config.data.window_rows if streams else None)
     if len(parts) < high:
         notify(f"the tables divide into {len(parts)} parts only, so at most {len(parts)} workers train")
         low, high = min(low, len(parts)), len(parts)
     resources, low, high = fit_to_cluster(config, low, high, notify)
-    valid_parts = valid.parts(min_parts=high) if job.valid_days else []
+    valid_parts = valid.parts(min_parts=high) if valid is not None else []
     datasets: dict[str, Any] = {} if streams else {"train": materialised(source, parts)}
-    if valid_parts:
+    if valid is not None:
         datasets["valid"] = materialised(valid, valid_parts)
     return TorchTrainer(
         worker,
@@ -148,7 +148,7 @@ def _train(job: TrainJob, parts: Sequence[Part], valid_parts: Sequence[Part]) ->
     mine = run_of(parts, rank, world)
     if job.training.data.mode == "stream":
         table = StreamTable(
-            mine, RayReader(job.source(job.train_days), READER_CPUS), job.training.data.window_rows, device
+            mine, RayReader(job.train_source(), READER_CPUS), job.training.data.window_rows, device
         )
     else:
         table = load_shard(ray.train.get_dataset_shard("train"), mine).to(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from plpm_ray.core.config import ConfigSource, Named, StrictConfig, config_hash, validate
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.core.registry import load_plugins, lookup, plugin_digest
 from plpm_ray.data.split import SplitConfig
 from plpm_ray.evaluation.objective import ObjectiveConfig
 from plpm_ray.policies.base import PolicyConfig
@@ -109,7 +108,7 @@ class SearchConfig(StrictConfig):
     def identity(self) -> dict[str, Any]:
         """What decides the result, as JSON-like values: a sweep resumes only under the same."""
         values = {k: v for k, v in self.model_dump(mode="json").items() if k not in OPERATIONAL}
-        values["plugins"] = [_plugin_digest(plugin) for plugin in self.plugins]
+        values["plugins"] = [plugin_digest(plugin) for plugin in self.plugins]
         return values
 
     def run_dir(self, data: str) -> Path:
@@ -245,10 +244,3 @@ def located(search: Mapping[str, Any], source: ConfigSource) -> Iterator[None]:
         if not named:
             raise
         raise ConfigError(f"{source.where(('search', named[0]))}: {error.message}", hint=error.hint) from None
-
-
-def _plugin_digest(plugin: str) -> str:
-    path = Path(plugin)
-    if not path.is_file():
-        return plugin
-    return f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

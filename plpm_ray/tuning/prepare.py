@@ -59,8 +59,14 @@ def prepare(config: SweepConfig, space: Space, days: Days) -> tuple[SweepTask, d
     """What the trials share, and the facts about it that the summary tells.
 
     Raises:
+        ConfigError: the learner learns from a trial's users.
         DataError: the days hold no sessions.
     """
+    if config.learner_class().grain == "user":
+        raise ConfigError(
+            f"a sweep judges by the value of decisions on held-out days; {config.learner.name} learns from a trial's users",
+            hint="train it with `plpm train`, and sweep the learners of sessions",
+        )
     spec, stats = fit_spec(days.warehouse, days.split.train)
     held_out = read_decisions(days.warehouse, days.split.valid, config.objective.max_sessions)
     log = held_out_log(

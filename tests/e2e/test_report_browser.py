@@ -10,7 +10,8 @@ import pytest
 
 from plpm_ray.evaluation import report
 from tests.headless_browser import NAMES, Browser, browser, find_browser
-from tests.report_runs import ARMS, NASTY, ab_run, every_kind
+from tests.report_experiments import ARMS, NASTY, ab_run
+from tests.report_runs import every_kind
 
 PHONE, DESK, PAPER = 360, 1200, 702  # CSS pixels; A4 less its margins
 

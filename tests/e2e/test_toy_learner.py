@@ -18,7 +18,8 @@ from plpm_ray.core.registry import load_plugins
 from plpm_ray.core.storage import read_json, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.navigators.bundle import load_bundle
-from plpm_ray.serving.deployment import Replica, read_args
+from plpm_ray.serving.deployment import read_args
+from plpm_ray.serving.replica import Replica
 from tests.command_line import REPO, done, only, plpm_process, write_yaml
 from tests.contracts import test_learners as contracts
 from tests.world_logs import world_logs

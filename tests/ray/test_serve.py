@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,20 @@ import pytest
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.navigators.bundle import save_bundle
 from plpm_ray.policies.base import PolicyConfig
-from plpm_ray.serving.config import DecisionLogConfig, ServeArgs, StoreConfig
+from plpm_ray.serving.api import Service
+from plpm_ray.serving.config import DecisionLogConfig, PartConfig, ServeArgs, StoreConfig
 from plpm_ray.serving.deployment import DEPLOYMENT, build_application, read_args
+from plpm_ray.serving.engine import load_policy
 from plpm_ray.serving.local_valkey import LocalValkey
 from tests.unit.serving.serving_world import (
     PAGES,
     batch_of,
     bundle_of,
+    composed_bundle,
     profiles_table,
     sessions_table,
 )
+from tests.unit.serving.test_serving_api import call
 
 
 class Client:
@@ -221,3 +225,74 @@ def test_two_replicas_share_their_state(port: int, bundles: list[Path]) -> None:
 def test_replicas_without_a_shared_store_are_refused(bundles: list[Path]) -> None:
     with pytest.raises(ConfigError, match="valkey"):
         read_args({"bundle": str(bundles[0]), "num_replicas": "2"})
+
+
+@pytest.fixture(scope="module")
+def graph(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Path]]:
+    """KLAN with a deployment for each of its parts."""
+    from ray import serve
+
+    folder = tmp_path_factory.mktemp("graph")
+    bundle = save_bundle(composed_bundle(), folder / "klan")
+    save_bundle(bundle_of("klan.am", 77), folder / "am")
+    args = ServeArgs(
+        bundle=str(bundle),
+        layout="graph",
+        graph={role: PartConfig(num_cpus=0.1) for role in ("isp", "iit", "am")},
+        num_cpus=0.1,
+        part_timeout_s=0.4,
+        policy=PolicyConfig(kind="softmax"),
+    )
+    serve.run(build_application(args), name="graph", route_prefix="/graph")
+    client = Client(port)
+    yield client, folder
+    client.close()
+    serve.delete("graph")
+
+
+def test_both_layouts_answer_the_same_bit_for_bit(graph: tuple[Client, Path]) -> None:
+    client, _ = graph
+    fused = Service(load_policy(composed_bundle(), PolicyConfig(kind="softmax")))
+    for row in sessions_table(users=3, per_user=4).to_pylist():
+        body = as_json(row)
+        entry = {k: body[k] for k in ("user_id", "entry_time", "utc_offset_min", "context")} | {
+            "explain": True
+        }
+        answer = client.post("/graph/v1/navigate", entry)
+        assert answer == call(fused, "POST", "/v1/navigate", entry) and answer[1]["fallback"] is None
+        assert client.post("/graph/v1/sessions", body)[1] == call(fused, "POST", "/v1/sessions", body)[1]
+
+
+def test_a_part_is_swapped_in_the_graph_and_a_lost_one_costs_no_request(graph: tuple[Client, Path]) -> None:
+    import ray
+    from ray import serve
+
+    client, folder = graph
+    entry = {"user_id": 1, "entry_time": "2030-01-01T00:00:00Z"}
+    answers: list[tuple[int, Any]] = []
+
+    def until(done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        for _ in range(300):
+            answers.append(client.post("/graph/v1/navigate", entry))
+            if done(answers[-1][1]):
+                return answers[-1][1]
+            time.sleep(0.05)
+        raise AssertionError(answers[-1])
+
+    handle = serve.get_deployment_handle(DEPLOYMENT, "graph")
+    handle.reconfigure.remote({"parts": {"am": str(folder / "am")}}).result(timeout_s=20)
+    wanted = bundle_of("klan.am", 77)
+    until(lambda answer: answer["versions"]["navigator_am"] == wanted.version)
+    assert {answer["fallback"] for _, answer in answers} == {None}
+    bundle = composed_bundle().with_parts({"am": wanted})
+    expected = call(Service(load_policy(bundle, PolicyConfig(kind="softmax"))), "POST", "/v1/navigate", entry)
+    before = until(lambda answer: True)
+    assert before["versions"] == expected[1]["versions"]
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    lost = next(name for name in names if "graph#Part_am" in name)
+    ray.kill(ray.get_actor(lost, namespace="serve"))
+    until(lambda answer: answer["fallback"] == "part_failed")
+    after = until(lambda answer: answer["fallback"] is None)
+    assert after["scores"] == before["scores"] and after["versions"] == before["versions"]
+    assert {status for status, _ in answers} == {200}
+    assert "plpm_fallbacks_total" in client.send("GET", "/graph/metrics")[1]

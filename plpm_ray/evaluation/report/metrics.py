@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plpm_ray.evaluation.experiment_metrics import ADJUSTED_BY, SIGNIFICANCE
 from plpm_ray.evaluation.report import numbers as n
 from plpm_ray.evaluation.report.layout import Cell, Group, folded, table
 from plpm_ray.evaluation.report.markup import Child, Markup, el
@@ -13,16 +14,14 @@ from plpm_ray.evaluation.report.rows import Dot
 from plpm_ray.evaluation.report.scales import extent
 from plpm_ray.evaluation.report.view import Experiment
 
-LEVEL = 0.05
 _COLUMNS = 8
 _MOST_OPEN = 70
 _DIRECTION = {"higher": "higher is better", "lower": "lower is better", "neutral": "neither way is better"}
-_ADJUSTMENTS = {"holm": "Holm’s", "benjamini_hochberg": "Benjamini and Hochberg’s"}
 
 
 def verdict(row: MetricRow) -> str:
     """`better`, `worse`, `differs` (of a metric without good direction) where p < 0.05, else nothing."""
-    if row.p_value is None or row.p_value >= LEVEL or not row.difference:
+    if row.p_value is None or row.p_value >= SIGNIFICANCE or not row.difference:
         return ""
     if row.better == "neutral":
         return "differs"
@@ -31,7 +30,7 @@ def verdict(row: MetricRow) -> str:
 
 def doubtful(row: MetricRow) -> bool:
     """Whether p < 0.05 does not outlast the adjustment for the number of comparisons."""
-    return row.p_adjusted is not None and row.p_adjusted >= LEVEL and verdict(row) != ""
+    return row.p_adjusted is not None and row.p_adjusted >= SIGNIFICANCE and verdict(row) != ""
 
 
 def compared(experiment: Experiment, pages: bool) -> list[MetricRow]:
@@ -173,12 +172,12 @@ def _verdicts_note(experiment: Experiment, rows: Sequence[MetricRow]) -> str:
     tested = [m for m in rows if m.p_value is not None and m.arm not in experiment.references]
     if len(tested) < 2:
         return said
-    chance = n.fixed(len(tested) * LEVEL, 1)
+    chance = n.fixed(len(tested) * SIGNIFICANCE, 1)
     said += f" Of {len(tested)} comparisons, {chance} would be expected there if no arm differed"
     if all(m.p_adjusted is None for m in rows):
         return said + "."
-    method = _ADJUSTMENTS.get(experiment.record.adjustment, experiment.record.adjustment)
-    return said + f"; † marks those that do not outlast {method} adjustment for the number of comparisons."
+    whose = ADJUSTED_BY.get(experiment.record.adjustment, experiment.record.adjustment)
+    return said + f"; † marks those that do not outlast {whose}’s adjustment for the number of comparisons."
 
 
 def _legend(experiment: Experiment, gaps: bool, cuts: bool) -> str:

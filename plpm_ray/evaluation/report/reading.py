@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from plpm_ray.core.errors import DataError
-from plpm_ray.core.storage import read_json, read_parquet
+from plpm_ray.core.storage import newest_run, read_json, read_parquet
 from plpm_ray.evaluation.report import records
 
 # file -> kind, record; the order decides where a folder holds several
@@ -22,13 +22,14 @@ _FILES: Mapping[str, tuple[str, type[records.Record]]] = {
     "aa.json": ("aa", records.AARun),
     "uplift.json": ("uplift", records.UpliftRun),
 }
+_RESULTS = (*_FILES, "summary.json")
 _COMMANDS: Mapping[str, type[records.Record]] = {"evaluate": records.EvaluateRun, "sweep": records.SweepRun}
 _AGAIN = {
     "ab": "plpm simulate ab",
     "calibration": "plpm simulate calibrate",
     "coverage": "plpm simulate coverage",
     "aa": "plpm simulate aa",
-    "uplift": "the command that wrote it",
+    "uplift": "plpm simulate uplift",
     "evaluate": "plpm evaluate",
     "sweep": "plpm sweep",
     "train": "plpm train",
@@ -99,7 +100,7 @@ def read_run(path: str | Path) -> Run:
     if model is None:
         raise DataError(
             f"{folder / 'summary.json'} is of a command that a report does not show: {command or 'none named'}",
-            hint=f"it shows runs of {', '.join(sorted(set(_AGAIN.values()) - {_AGAIN['uplift']}))}, and uplift runs",
+            hint=f"it shows runs of {', '.join(sorted(_AGAIN.values()))}",
         )
     return _run(folder, "summary.json", command, model)
 
@@ -109,15 +110,14 @@ def _find(path: Path) -> Path:
         return path
     if path.is_file():
         raise DataError(f"{path} is a file", hint=f"give the run folder: {path.parent}")
-    named = [p for p in path.parent.glob(f"{path.name}-*") if p.is_dir()] if path.name else []
-    if not named:
+    found = newest_run(path, _RESULTS)
+    if found is None:
         raise DataError(f"there is no run at {path}", hint="give a run folder, as printed when the run ended")
-    return max(named, key=lambda p: p.stat().st_mtime)
+    return found
 
 
 def _unknown(folder: Path) -> DataError:
-    files = {*_FILES, "summary.json"}
-    inside = sorted(p.name for p in folder.iterdir() if p.is_dir() and any((p / f).is_file() for f in files))
+    inside = sorted(p.name for p in folder.iterdir() if any((p / f).is_file() for f in _RESULTS))
     if inside:
         shown = " ".join(str(folder / name) for name in inside[:3]) + (" ..." if len(inside) > 3 else "")
         return DataError(f"{folder} holds runs, but is none itself", hint=f"name the runs: {shown}")
@@ -127,14 +127,13 @@ def _unknown(folder: Path) -> DataError:
             hint="the run has not ended; start its command again",
         )
     return DataError(
-        f"{folder} is not a run folder: it holds none of {', '.join(sorted(files))}",
+        f"{folder} is not a run folder: it holds none of {', '.join(sorted(_RESULTS))}",
         hint="give the folder of a run of `plpm simulate`, `plpm evaluate`, `plpm sweep` or `plpm train`",
     )
 
 
 def _incomplete(folder: Path, missing: str, kind: str) -> DataError:
-    again = _AGAIN[kind]
-    hint = f"run {again if kind == 'uplift' else f'`{again}`'} again with the same config"
+    hint = f"run `{_AGAIN[kind]}` again with the same config"
     return DataError(f"the run {folder} is incomplete: {missing} is missing", hint=hint)
 
 

@@ -31,6 +31,7 @@ from plpm_ray.core.stats import TableStats
 from plpm_ray.navigators.base import Batch
 from plpm_ray.navigators.uplift import UNIT_LOGIT, UpliftConfig, UpliftLearner
 from plpm_ray.nn import BranchMLP, ExpertMixture, FieldPool, Groups
+from plpm_ray.nn.fields import Numeric
 
 # rows computed at once on a CPU, so that the activations of all branches stay in its cache
 CHUNK = 1024
@@ -39,6 +40,10 @@ CHUNK = 1024
 class ISPConfig(UpliftConfig):
     """Static page preference from a randomised trial: one branch a page, run with the page and with the control (KLAN 4.1)."""
 
+    numeric: Annotated[Numeric, Tunable(choices=("both", "bins", "linear"))] = Field(
+        "both",
+        description="embedding of a numeric field: that of its bin, value times vector (for small trials), or their sum",
+    )
     experts: Annotated[int, Tunable(1, 8, kind="int")] = Field(
         4, ge=1, le=64, description="experts of each branch (M)"
     )
@@ -69,7 +74,7 @@ class ISP(UpliftLearner):
     def __init__(self, config: ISPConfig, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats) -> None:
         super().__init__(config, spec, pages, stats)
         k, width = self.n_pages, config.embedding_dim
-        self.fields = FieldPool([*self.bin_sizes, *self.cat_sizes], self.n_numeric, width)
+        self.fields = FieldPool(self.bin_sizes, self.cat_sizes, width, config.numeric)
         self.arms = nn.Embedding(k + 1, width)
         nn.init.normal_(self.arms.weight, std=width**-0.5)
         self.selection_weight = nn.Parameter(torch.empty(k, self.fields.n_fields, width))
@@ -107,12 +112,11 @@ class ISP(UpliftLearner):
         return arms, e_x.unflatten(1, (2, self.n_pages))
 
     def codes(self, batch: Batch) -> Tensor:
-        """(B, F) int64 codes of all fields, numeric ones by their bins."""
-        parts = [self.daily(batch, key) for key, n in self._parts() if n]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _parts(self) -> tuple[tuple[str, int], ...]:
-        return ("bins", self.n_numeric), ("cat", self.n_categorical)
+        """(B, coded) int64 codes of the fields that have some, numeric ones by their bins."""
+        if self.config.numeric == "linear" or not self.n_numeric:
+            return self.daily(batch, "cat")
+        bins = self.daily(batch, "bins")
+        return torch.cat([bins, self.daily(batch, "cat")], dim=1) if self.n_categorical else bins
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, K + 1): the mean of all branches' control predictions, then each branch's own page (KLAN 4.1.3)."""

@@ -52,15 +52,13 @@ class EFIN(UpliftLearner):
 
     Config: ClassVar[type[EFINConfig]] = EFINConfig
     config: EFINConfig
-    inputs: ClassVar[tuple[str, ...]] = ("dense", "cat")
 
     def __init__(
         self, config: EFINConfig, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats
     ) -> None:
         super().__init__(config, spec, pages, stats)
         width = config.embedding_dim
-        # a numeric field has one code, whose embedding is what its value's is added to
-        self.fields = FieldPool([1] * self.n_numeric + self.cat_sizes, self.n_numeric, width)
+        self.fields = FieldPool(self.bin_sizes, self.cat_sizes, width, numeric="linear")
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.control = MLP(self.fields.n_fields * width, config.control_hidden, 1)
         self.arms = nn.Embedding(self.n_pages, width)
@@ -95,7 +93,7 @@ class EFIN(UpliftLearner):
 
     def _parts(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Under softplus: (B,) control, (B, K, H) representation of the uplift, (B, K) uplift."""
-        e_BFD = self._embedded(batch)
+        e_BFD = self.fields.embedded(self.daily(batch, "cat"), self.daily(batch, "dense"))
         q, k, v = self.query(e_BFD), self.key(e_BFD), self.value(e_BFD)
         crossed = F.scaled_dot_product_attention(q, k, v)
         control_B = self.control(crossed.flatten(1)).squeeze(1)
@@ -108,9 +106,3 @@ class EFIN(UpliftLearner):
         )
         rep_BKH = F.relu(self.uplift_rep(found))
         return control_B, rep_BKH, self.uplift(rep_BKH).squeeze(2)
-
-    def _embedded(self, batch: Batch) -> Tensor:
-        """(B, F, D) embeddings of all fields."""
-        dense, cat = self.daily(batch, "dense"), self.daily(batch, "cat")
-        only = torch.zeros(len(dense), self.n_numeric, dtype=torch.int64, device=dense.device)
-        return self.fields.embedded(torch.cat([only, cat], dim=1), dense)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from plpm_ray.core.errors import BundleError, DataError
-from plpm_ray.core.feature_fitting import SpecFitter
+from plpm_ray.core.feature_fitting import SpecFitter, fitted_spec
 from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.stats import TableStats
 
@@ -84,6 +84,25 @@ def test_round_trips_and_merging():
     left.merge(right)
     np.testing.assert_allclose(left.finish().mean, whole.mean, rtol=1e-5)
     assert left.finish().vocabularies == whole.vocabularies
+
+
+def test_parts_are_joined_in_order():
+    features = raw(30)
+    features.vectors["delta"] = np.arange(60, dtype=np.float32).reshape(30, 2)
+    strings = pa.array(features.categorical["profile.age"].tolist(), pa.string())
+    parts = [
+        features.take(np.arange(0, 12)),
+        features.take(np.arange(12, 12)),
+        features.take(np.arange(12, 30)),
+    ]
+    parts[2].categorical["profile.age"] = strings[12:]
+    joined = RawFeatures.concat(parts)
+    np.testing.assert_array_equal(joined.numeric, features.numeric)
+    np.testing.assert_array_equal(joined.vectors["delta"], features.vectors["delta"])
+    np.testing.assert_array_equal(joined.sequences["recent_use_s"], features.sequences["recent_use_s"])
+    assert joined.categorical["profile.age"].equals(strings)
+    spec = fitted_spec(features)
+    np.testing.assert_array_equal(spec.encode(joined).cat, fitted(features).encode(features).cat)
 
 
 def test_another_schema_is_refused():

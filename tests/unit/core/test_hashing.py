@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from plpm_ray.core.errors import DataError
-from plpm_ray.core.hashing import bucket_of, splitmix64, user_hash
+from plpm_ray.core.hashing import bucket_of, splitmix64, user_draws, user_hash
 
 MASK = (1 << 64) - 1
 
@@ -71,3 +71,13 @@ def test_bad_input_is_refused():
         user_hash(pa.array([1.5]))
     with pytest.raises(ValueError, match="n_buckets"):
         bucket_of(np.zeros(1, np.uint64), 0)
+
+
+def test_draws_of_users_are_even_and_each_users_own():
+    ids = np.arange(20_000)
+    draws = user_draws(ids, 3)
+    assert draws.min() >= 0 and draws.max() < 1
+    assert np.abs(np.histogram(draws, 10, (0, 1))[0] / len(ids) - 0.1).max() < 0.01
+    assert draws[7] == (reference_splitmix64((reference_splitmix64(7) + 3) & MASK) >> 11) / 2**53
+    assert np.array_equal(user_draws(ids[5:9], 3), draws[5:9])
+    assert not np.array_equal(user_draws(ids, 4), draws)

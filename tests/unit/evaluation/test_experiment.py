@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -13,29 +11,14 @@ import pytest
 import tea_tasting as tt
 from scipy import stats
 
-from plpm_ray.core.errors import ConfigError, DataError
-from plpm_ray.evaluation.experiment import analyse, reassigned_p_values, treatment_p_values
+from plpm_ray.core.errors import ConfigError
+from plpm_ray.evaluation.experiment import reassigned_p_values, treatment_p_values
 from plpm_ray.evaluation.experiment_effects import ratio_interval, split_effects
 from plpm_ray.evaluation.experiment_metrics import metric_catalogue
 from plpm_ray.evaluation.experiment_users import Columns, user_table
-from tests.experiment_tables import DAYS, PAGES, split_table, with_columns
+from tests.experiment_tables import ARMS, DAYS, PAGES, pick, run, split_table, with_columns
 
-ARMS = {"control": 0.0, "random": -0.05, "oracle": 0.3, "model": 0.1}
 METRICS = {metric.key: metric for metric in metric_catalogue(PAGES)}
-
-
-def run(users: pa.Table, **options) -> dict:
-    options = {"control": "control", "aa_days": DAYS, "ab_days": DAYS, **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = analyse(users, PAGES, **options)
-    json.dumps(result, allow_nan=False)
-    return result
-
-
-def pick(result: dict, metric: str, arm: str) -> dict:
-    (row,) = [row for row in result["metrics"] if (row["metric"], row["arm"]) == (metric, arm)]
-    return row
 
 
 @pytest.fixture(scope="module")
@@ -315,46 +298,6 @@ class TestGap:
         assert shares(run(users, random="oracle", oracle="random"), "pdr") == {None}  # the wrong way round
         assert shares(run(users, random="control", oracle="model"), "dau") == {None}  # not significant
         assert None not in shares(run(users, random="control", oracle="model"), "pdr")
-
-
-class TestTable:
-    @pytest.mark.parametrize(
-        ("options", "says"),
-        [
-            ({"control": "nobody"}, "nobody"),
-            ({"arms": ["control"]}, "at least one other"),
-            ({"arms": ["control", "model", "model"]}, "each once"),
-            ({"arms": ["control", "new"]}, "fewer than two users"),
-            ({"design": "matched"}, "designs are"),
-            ({"design": "twins"}, "every user once in every arm"),
-            ({"ab_days": 0}, "AB days"),
-            ({"expected_shares": {"control": 1}}, "expected shares"),
-            ({"adjustment": "bonferroni"}, "unknown adjustment"),
-        ],
-    )
-    def test_options(self, users: pa.Table, options: dict, says: str) -> None:
-        with pytest.raises((ConfigError, DataError), match=says):
-            run(users, **options)
-
-    @pytest.mark.parametrize(
-        ("change", "says"),
-        [
-            (lambda t: t.drop_columns("ab_use_s"), "no column 'ab_use_s'"),
-            (lambda t: t.drop_columns("user_id"), "no column 'user_id'"),
-            (lambda t: with_columns(t, ab_use_s=[None] + [1.0] * (t.num_rows - 1)), "nulls"),
-            (lambda t: with_columns(t, ab_use_s=np.full(t.num_rows, np.inf)), "not finite"),
-            (lambda t: with_columns(t, ab_use_s=["much"] * t.num_rows), "not a number"),
-            (lambda t: with_columns(t, arm=[None] + ["a"] * (t.num_rows - 1)), "has nulls"),
-            (lambda t: with_columns(t, user_id=np.zeros(t.num_rows)), "several rows"),
-        ],
-    )
-    def test_rows(self, users: pa.Table, change, says: str) -> None:
-        with pytest.raises(DataError, match=says):
-            run(change(users))
-
-    def test_a_page_twice(self) -> None:
-        with pytest.raises(ConfigError, match="twice"):
-            metric_catalogue(["a", "a"])
 
 
 def test_reassigned_experiments_are_repeatable(users: pa.Table) -> None:

@@ -116,3 +116,11 @@ def bundle_of(name: str = "klan.iit", seed: int = 0, **extra: Any) -> Bundle:
     return Bundle.of_learner(
         cls(cls.Config.model_validate(config), spec, PAGES, stats), spec, PAGES, stats, **extra
     )
+
+
+def composed_bundle(seed: int = 0, name: str = "klan", **config: Any) -> Bundle:
+    """KLAN composed of its three learners with random weights."""
+    parts = {role: bundle_of(f"klan.{role}", seed) for role in ("isp", "iit", "am")}
+    first = parts["isp"]
+    config = {"delta_temperature": 1.0, **config}
+    return Bundle("navigator", name, config, PAGES, first.spec, first.stats, parts=parts)

@@ -18,9 +18,10 @@ from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.serving.api import Service
 from plpm_ray.serving.config import DecisionLogConfig, ServeArgs
 from plpm_ray.serving.decision_log import DecisionLog
-from plpm_ray.serving.deployment import Replica, read_args
+from plpm_ray.serving.deployment import read_args
 from plpm_ray.serving.engine import load_policy
 from plpm_ray.serving.memory_store import MemoryStore
+from plpm_ray.serving.replica import Replica
 from plpm_ray.serving.store import Users
 from tests.unit.serving.serving_world import PAGES, bundle_of, profiles_table
 
@@ -51,7 +52,9 @@ async def asgi(service: Service, method: str, path: str, body: bytes) -> tuple[i
     async def send(message: dict) -> None:
         sent.append(message)
 
-    await service({"type": "http", "method": method, "path": path}, receive, send)
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
+    await service(scope, receive, send)
     data = sent[1]["body"]
     assert dict(sent[0]["headers"])[b"content-length"] == str(len(data)).encode()
     is_json = b"json" in dict(sent[0]["headers"])[b"content-type"]

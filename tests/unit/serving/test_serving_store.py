@@ -16,10 +16,11 @@ from plpm_ray.core.hashing import splitmix64
 from plpm_ray.serving.config import StoreConfig
 from plpm_ray.serving.local_valkey import LocalValkey
 from plpm_ray.serving.memory_store import MemoryStore
+from plpm_ray.serving.record_bytes import pack, unpack
 from plpm_ray.serving.records import state_layout
 from plpm_ray.serving.store import StateLayout, StateStore, Users, open_store
 from plpm_ray.serving.user_index import UserIndex
-from plpm_ray.serving.valkey_store import ValkeyStore, pack, unpack
+from plpm_ray.serving.valkey_store import ValkeyStore
 
 PROFILE = {"age": "numeric", "city": "categorical"}
 LAYOUT = state_layout(FeatureSchema(("a", "b", "c"), {}, PROFILE), 0)

@@ -39,6 +39,7 @@ def test_a_run_folder_holds_what_the_report_reads(tmp_path: Path) -> None:
     ]
     assert {p.name for p in run.iterdir()} == {
         *(
+            ".lock",
             "config.json",
             "ab.json",
             "users.parquet",

@@ -10,13 +10,13 @@ import pytest
 
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.features.sessions import EntryArrays
 from plpm_ray.data.ingest import IngestConfig, ingest
 from plpm_ray.data.trials import build_trial
 from plpm_ray.simulation.choosers import LoggingPolicy
 from plpm_ray.simulation.dataset import WorldLogs, WorldLogsConfig
 from plpm_ray.simulation.online import OnlineFeatures
 from plpm_ray.simulation.simulation import Simulation, run_days
-from plpm_ray.simulation.uplift_run import evening_features
 from plpm_ray.simulation.world import World
 from tests.unit.data.feature_logs import assert_same
 
@@ -54,5 +54,6 @@ def test_features_are_those_of_the_evening_before(built: tuple[Warehouse, pa.Tab
     simulation = Simulation(world, np.arange(USERS))
     online = OnlineFeatures(world, simulation.users.profile())
     run_days(simulation, START, LoggingPolicy(), online.observe)
-    wanted = evening_features(simulation, online, START)
+    offset = simulation.users.utc_offset_min
+    wanted = online.at(EntryArrays(simulation.world.day_start_ms(START, offset), offset))
     assert_same(RawFeatures.from_table(warehouse.info.features, table.combine_chunks()), wanted)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -242,3 +243,22 @@ def _alone():
     from plpm_ray.training.comm import Comm
 
     return Comm()
+
+
+def test_the_learning_rate_falls_to_nothing_and_is_where_it_was_after_a_resumption(world):
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_log(self, record):
+            rates.append(loop.optimiser.param_groups[0]["lr"])
+
+    config = settings(epochs=2, log_every=1, lr=0.01, lr_schedule="cosine")
+    loop = Loop(world.learner(), world.table, None, config, Comm())
+    loop.run([Watch()])
+    steps = len(rates)
+    wanted = [0.01 * 0.5 * (1 + math.cos(math.pi * i / steps)) for i in range(steps)]
+    assert rates == pytest.approx(wanted)
+    half = Loop(world.learner(), world.table, None, config, Comm())
+    half.epoch = 1
+    half.train_step(next(iter(world.table.batches(0, 0, half.batch_size, 1))))
+    assert half.optimiser.param_groups[0]["lr"] == pytest.approx(0.005)

@@ -4,78 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import itertools
 import json
 import re
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plpm_ray.core.errors import PlpmError
-from plpm_ray.core.storage import read_json, write_json
+from plpm_ray.core.storage import read_json
 from plpm_ray.evaluation import report
-from plpm_ray.evaluation.report.behaviour import _before_after
-from plpm_ray.evaluation.report.experiment import headline
-from plpm_ray.evaluation.report.growth import _dau, _lt
-from plpm_ray.evaluation.report.markup import text
-from plpm_ray.evaluation.report.view import Experiment
 from tests import report_runs as runs
-
-_VOID = {"meta", "link", "br"}
-_INLINE = {"bdi", "strong", "a"}
-
-
-class Page(HTMLParser):
-    """Elements with their attributes and path, the text, and whether every element is closed where it should be."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None], tuple[str, ...]]] = []
-        self.words: list[str] = []
-        self.feed(source)
-        assert self.open == [], "elements are left open"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), tuple(self.open)))
-        if tag not in _VOID:
-            self.open.append(tag)
-        if tag not in _INLINE:
-            self.words.append(" ")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def said(self) -> str:
-        return " ".join("".join(self.words).replace("\u00a0", " ").split())
-
-    def of(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes, _ in self.elements if tag in tags]
-
-
-def page(*folders: Path) -> Page:
-    return Page(report.render([report.read_run(folder) for folder in folders]))
-
-
-def words(markup: Any) -> str:
-    """The text of some markup."""
-    return html.unescape(re.sub(r"<[^>]+>", "", text(markup))).replace("\u00a0", " ")
-
-
-def edited(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> Path:
-    record = read_json(folder / name)
-    change(record)
-    write_json(folder / name, record)
-    return folder
+from tests.report_experiments import NASTY, ab_run
+from tests.report_pages import Page, edited, outcome, page
 
 
 @pytest.fixture(scope="module")
@@ -142,147 +84,14 @@ def test_a_run_says_what_was_run_and_every_metric_with_its_unit(folders: list[Pa
 
 
 def test_a_failed_sample_ratio_check_stands_before_everything(tmp_path: Path) -> None:
-    failed = runs.ab_run(tmp_path / "failed", sample_ratio_ok=False)
+    failed = ab_run(tmp_path / "failed", sample_ratio_ok=False)
     said = page(failed).said
     assert said.index("Sample ratio check failed") < said.index("Metrics")
     assert re.search(r"IIT has 1[78],\d{3} instead of 20,000", said) and "✗ failed, p < 0.001" in said
     assert "see the warning there" in page(failed, runs.aa_run(tmp_path / "aa")).said, (
         "the list of runs warns too"
     )
-    assert "Sample ratio check failed" not in page(runs.ab_run(tmp_path / "fine")).said
-
-
-def outcome(folder: Path, metric: str, arm: str, **values: Any) -> Path:
-    def change(record: dict[str, Any]) -> None:
-        for row in record["metrics"]:
-            if row["metric"] == metric and row["arm"] == arm:
-                row.update(values)
-
-    return edited(folder, "ab.json", change)
-
-
-def test_the_headline_names_the_winner_only_where_there_is_one(tmp_path: Path) -> None:
-    folder = runs.ab_run(tmp_path / "run", arms=("base", "IIT", "BC", "random", "oracle"))
-    nothing = {
-        "relative": 0.001,
-        "difference": 0.005,
-        "low": -0.01,
-        "high": 0.012,
-        "p_value": 0.6,
-        "p_adjusted": 1.0,
-    }
-    for arm in ("IIT", "BC"):
-        for metric in ("lt", "dau", "use_s"):
-            outcome(folder, metric, arm, **nothing)
-
-    def said() -> str:
-        return words(headline(Experiment.of(report.read_run(folder))))
-
-    assert said() == (
-        "No candidate is reliably better by Lifetime (LT) than base: at best IIT, +0.1 % "
-        "(95 % interval −1.0 to +1.2 %, p = 0.600)."
-    )
-    won = {
-        "relative": 0.0123,
-        "difference": 0.06,
-        "low": 0.008,
-        "high": 0.0166,
-        "p_value": 1e-6,
-        "p_adjusted": 1e-4,
-    }
-    outcome(folder, "use_s", "BC", **won, gap_share=0.4)
-    assert said().startswith(
-        "No candidate is reliably better by Lifetime (LT), but BC raises App use time by 1.23 %"
-    )
-    outcome(folder, "lt", "BC", **{**won, "p_value": 0.03, "p_adjusted": 0.3})
-    assert "No candidate is reliably better by Lifetime (LT)" in said(), "what an adjustment undoes is no win"
-    outcome(folder, "lt", "BC", **won, gap_share=0.4)
-    assert said() == (
-        "BC raises Lifetime (LT) by 1.23 % (95 % interval +0.80 to +1.66 %, p < 0.001) against base "
-        "(best of 2 candidates), 40 % of the way from the random policy to the oracle."
-    )
-    for arm in ("IIT", "BC"):
-        outcome(folder, "lt", arm, relative=-0.02, difference=-0.1, p_value=1e-6, p_adjusted=1e-5)
-    assert said().startswith("By Lifetime (LT), all 2 candidates are worse than base; at best −2.0")
-
-
-def test_references_are_known_by_the_config_else_by_their_names(tmp_path: Path) -> None:
-    arms = ("base", "Random Forest", "luck", "oracle")
-    folder = runs.ab_run(tmp_path / "run", arms=arms)
-    listed: list[dict[str, str | None]] = [
-        {"label": "base"},
-        {"label": "Random Forest"},
-        {"label": "luck", "builtin": "random"},
-    ]
-    listed.append({"label": None, "builtin": "far_sighted_oracle"})
-    write_json(folder / "config.json", {"arms": listed})
-    assert Experiment.of(report.read_run(folder)).candidates == ["Random Forest", "oracle"], (
-        "no arm is called far_sighted_oracle"
-    )
-    (folder / "config.json").unlink()
-    assert Experiment.of(report.read_run(folder)).candidates == ["Random Forest", "luck"]
-
-
-def test_growth_is_relative_to_the_control_of_the_same_day(tmp_path: Path) -> None:
-    experiment = Experiment.of(report.read_run(runs.ab_run(tmp_path / "run")))
-    rows = list(
-        zip(
-            *(experiment.daily[k].tolist() for k in ("arm", "day", "active_users", "users", "lt")),
-            strict=True,
-        )
-    )
-    at = {(arm, day): (active / users, lt) for arm, day, active, users, lt in rows}
-    dau, lt = _dau(experiment, "IIT"), _lt(experiment, "IIT")
-    assert dau.day == list(range(28))
-    for day in (0, 6, 27):
-        (p, own), (p0, base) = at["IIT", day], at[experiment.control, day]
-        assert dau.value[day] == pytest.approx(100 * (p / p0 - 1))
-        assert lt.value[day] == pytest.approx(100 * (own / base - 1))
-    assert dau.low is not None and dau.high is not None
-    inside = sum(
-        low < 0 < high
-        for low, high in zip(dau.low[:7], dau.high[:7], strict=True)
-        if low is not None and high is not None
-    )
-    assert inside >= 5, "on AA days most bands hold zero"
-    assert dau.mean(7, 28) == pytest.approx(sum(v for v in dau.value[7:] if v is not None) / 21)
-
-
-def test_twins_have_no_bands_and_no_sample_ratio(tmp_path: Path) -> None:
-    folder = runs.ab_run(tmp_path / "run", design="twins")
-    assert _dau(Experiment.of(report.read_run(folder)), "IIT").low is None
-    said = page(folder).said
-    assert (
-        "the same users in every arm (twins)" in said
-        and "sample ratio check" not in said
-        and "Bands:" not in said
-    )
-
-
-def test_moves_landings_and_entries_are_those_of_the_tables(tmp_path: Path) -> None:
-    experiment = Experiment.of(report.read_run(folder := runs.ab_run(tmp_path / "run")))
-    moved = experiment.moves
-
-    def users(period: str, **where: str) -> float:
-        rows = (moved["arm"] == "IIT") & (moved["period"] == period)
-        for name, value in where.items():
-            rows &= moved[name.rstrip("_")] == value
-        return float(moved["users"][rows].sum())
-
-    rate = [100 * users(p, from_="single", to="multi") / users(p, from_="single") for p in ("aa", "ab")]
-    said = page(folder).said
-    assert f"IIT: {rate[0]:.1f} → {rate[1]:.1f} %" in said
-    landed = experiment.pages
-    rows = (landed["arm"] == "IIT") & (landed["period"] == "ab")
-    share = landed["assigned"][rows & (landed["page"] == "explore")].sum() / landed["assigned"][rows].sum()
-    assert f"explore {100 * share:.0f} %" in said
-    user_days = experiment.daily["users"][
-        (experiment.daily["arm"] == "IIT") & (experiment.daily["period"] == "ab")
-    ].sum()
-    entries = landed["entries_effective"][rows & (landed["page"] == "explore")].sum() / user_days
-    assert f"→ {entries:.3f}" in said
-    hollow = [dot.open_ for dot in _before_after(experiment, "IIT", [0.1, 0.2], 3).dots]
-    assert hollow == [True, False], "AA hollow, AB filled"
+    assert "Sample ratio check failed" not in page(ab_run(tmp_path / "fine")).said
 
 
 def test_only_a_calibration_of_the_same_world_lends_its_target(folders: list[Path], tmp_path: Path) -> None:
@@ -334,7 +143,7 @@ def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
     def strip(record: dict[str, Any]) -> None:
         record.update(metrics=[], latency={}, versions={}, sample_ratio=None)
 
-    folder = edited(runs.ab_run(tmp_path / "run", arms=("base", "IIT")), "ab.json", strip)
+    folder = edited(ab_run(tmp_path / "run", arms=("base", "IIT")), "ab.json", strip)
     headings = re.findall(r"<h3>([^<]+)", report.render([report.read_run(folder)]))
     assert headings == [
         "Growth of DAU and LT",
@@ -350,7 +159,7 @@ def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
 
 
 def test_missing_numbers_become_dashes(tmp_path: Path) -> None:
-    folder = runs.ab_run(tmp_path / "run")
+    folder = ab_run(tmp_path / "run")
     empty = dict.fromkeys(
         ("value", "relative", "low", "high", "p_value", "gap_share", "difference", "variance_reduction")
     )
@@ -363,7 +172,7 @@ def test_missing_numbers_become_dashes(tmp_path: Path) -> None:
 
 def test_many_arms_and_pages_stay_small_and_fold_their_tables(tmp_path: Path) -> None:
     arms = ["base", *(f"arm {i}" for i in range(9)), "random", "oracle"]
-    folder = runs.ab_run(
+    folder = ab_run(
         tmp_path / "run", arms=arms, pages=[f"page {i}" for i in range(32)], aa_days=14, ab_days=60
     )
     path = report.write([folder], tmp_path)
@@ -374,13 +183,13 @@ def test_many_arms_and_pages_stay_small_and_fold_their_tables(tmp_path: Path) ->
 
 
 def test_what_people_named_cannot_become_markup(tmp_path: Path) -> None:
-    folder = runs.ab_run(
-        tmp_path / runs.NASTY[:8].replace("/", ""),
-        arms=("base", runs.NASTY, runs.NASTY + "2"),
-        pages=(runs.NASTY, "b"),
+    folder = ab_run(
+        tmp_path / NASTY[:8].replace("/", ""),
+        arms=("base", NASTY, NASTY + "2"),
+        pages=(NASTY, "b"),
     )
-    edited(folder, "ab.json", lambda r: r.update(world=runs.NASTY))
-    found = Page(report.render([report.read_run(folder)], title=runs.NASTY))
+    edited(folder, "ab.json", lambda r: r.update(world=NASTY))
+    found = Page(report.render([report.read_run(folder)], title=NASTY))
     assert not found.of("script", "img")
     assert "\u202e" not in found.said
     assert '<script>document.title="taken"</script>' in found.said, "shown as it is"
@@ -409,7 +218,7 @@ def test_what_the_statistics_give_can_be_reported(tmp_path: Path) -> None:
     from plpm_ray.evaluation.experiment import analyse
 
     folder, rng = (
-        runs.ab_run(tmp_path / "run", arms=("base", "IIT", "random", "oracle"), pages=("a", "b")),
+        ab_run(tmp_path / "run", arms=("base", "IIT", "random", "oracle"), pages=("a", "b")),
         np.random.default_rng(0),
     )
     totals = "active_days use_s watch_s video_views sessions drop_offs last7_active_days".split()

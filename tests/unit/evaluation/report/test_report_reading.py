@@ -12,7 +12,8 @@ import pytest
 from plpm_ray.core.errors import PlpmError
 from plpm_ray.core.storage import read_json, read_parquet, write_json, write_parquet
 from plpm_ray.evaluation.report import read_run, render
-from tests.report_runs import aa_run, ab_run, coverage_run, evaluate_run, uplift_run
+from tests.report_experiments import ab_run
+from tests.report_runs import aa_run, coverage_run, evaluate_run, uplift_run
 
 
 def drop(name: str) -> Callable[[Path], None]:
@@ -101,7 +102,7 @@ def test_what_is_no_run_folder_is_refused_with_a_way_out(tmp_path: Path) -> None
 
 def test_a_name_without_its_hash_means_the_newest_run(tmp_path: Path) -> None:
     old, new = (evaluate_run(tmp_path / f"evaluate-{i}") for i in range(2))
-    os.utime(old, (1, 1))
+    os.utime(old / "summary.json", (1, 1))
     assert read_run(tmp_path / "evaluate").folder == new
     assert read_run(old).folder == old
 
