@@ -155,6 +155,8 @@ def _config(path: Path, overrides: list[str]) -> Iterator[Finding]:
             yield _training(settings.training)
         if command == "sweep":
             yield _sweep(settings)
+            if "world" in source.data:
+                yield _subject(settings, source)
     yield from _places(source.data)
 
 
@@ -225,11 +227,23 @@ def validated(command: str, source: ConfigSource) -> Any:
 
 def _world_sweep(source: ConfigSource) -> Any:
     from plpm_ray.tuning.world import WorldSweepConfig
-    from plpm_ray.tuning.world_prepare import open_subject
 
     settings = validate(WorldSweepConfig, source)
-    open_subject(settings, source)
+    load_plugins(settings.plugins)
+    settings.world_config(source)
     return settings
+
+
+def _subject(settings: Any, source: ConfigSource) -> Finding:
+    """Whether the bundle that a sweep in the world searches is there, and has what is searched."""
+    from plpm_ray.tuning.world_prepare import open_subject
+
+    try:
+        subject = open_subject(settings, source)
+    except PlpmError as error:
+        return Finding("bad", error.message, error.hint or "")
+    trained = ", ".join(subject.searched) or "no part"
+    return Finding("ok", f"the sweep is of {subject.bundle.version}; trials train {trained}")
 
 
 def _training(training: Any) -> Finding:

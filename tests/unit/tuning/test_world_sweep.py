@@ -166,6 +166,17 @@ def test_a_trial_that_breaks_a_constraint_cannot_win(tables: Path, klan: Path, t
     assert reasons and all("below the logging policy's" in reason for reason in reasons)
 
 
+def test_a_poor_trial_ends_after_some_of_its_users(tables: Path, klan: Path, tmp_path: Path):
+    asha = {"name": "asha", "grace_epochs": 1, "reduction": 2}
+    config = world_sweep(tables, klan, tmp_path, scheduler=asha, trials=5, groups=3, startup_trials=5)
+    result = sweep_world(config)
+    found = outcomes(result.run_dir)
+    stopped = [event for event in found.values() if event["status"] == "stopped"]
+    assert stopped and all(len(event["reports"]) < 3 for event in stopped)
+    assert result.best is not None and result.best.status == "finished"
+    assert all(len(event["reports"]) == 3 for event in found.values() if event["status"] == "finished")
+
+
 def test_a_final_seed_is_refused(tables: Path, klan: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="seed 7 is one of final_seeds"):
         sweep_world(world_sweep(tables, klan, tmp_path, seed=7, final_seeds=[7, 8]))
@@ -221,6 +232,8 @@ def test_the_command_takes_a_world_for_what_it_is(tables: Path, klan: Path, tmp_
     path = tmp_path / "sweep.yaml"
     path.write_text(world_sweep(tables, klan, tmp_path).model_dump_json())  # JSON is YAML
     assert not [f for f in diagnose(path, []) if f.level == "bad"]
+    bad = [f.what for f in diagnose(path, ["bundle=runs/nowhere"]) if f.level == "bad"]
+    assert len(bad) == 1 and "no bundle at runs/nowhere" in bad[0]
     result = commands.sweep(path, ["search.iit.training.lr={low: 0.001, high: 0.01}", "trials=1"])
     assert "sweep done: 1 trials" in capsys.readouterr().out
     assert set(result.summary["searched"]) == {
