@@ -179,8 +179,8 @@ def command_of(data: Mapping[str, Any]) -> str | None:
         "entries": "decide",
         "search": "sweep",
     }
-    told_by |= {"source": "stream"}
-    told_by |= {"trials": "sweep", "objective": "sweep", "learner": "train", "bundle": "serve"}
+    told_by |= {"source": "stream", "trials": "sweep", "objective": "sweep"}
+    told_by |= {"learner": "train", "navigator": "train", "bundle": "serve"}
     told_by |= {"arms": "simulate ab", "algorithm": "simulate rllib", "users_per_file": "simulate logs"}
     told_by |= {
         "experiments": "simulate aa",
@@ -197,6 +197,7 @@ def validated(command: str, source: ConfigSource) -> Any:
         PlpmError: what it would say.
     """
     from plpm_ray.cli import configs
+    from plpm_ray.cli.navigators import checked_navigator
     from plpm_ray.data.datasets.base import make_adapter
     from plpm_ray.data.ingest import IngestConfig
     from plpm_ray.serving.config import DecideConfig, ServeConfig
@@ -217,7 +218,9 @@ def validated(command: str, source: ConfigSource) -> Any:
     load_plugins(getattr(settings, "plugins", ()))
     if command == "data":
         make_adapter(settings.dataset, settings.plugins, source)
-    if command in ("train", "sweep") or (command == "stream" and settings.learner is not None):
+    if command == "train" and settings.navigator is not None:
+        checked_navigator(settings, source)
+    elif command in ("train", "sweep") or (command == "stream" and settings.learner is not None):
         model = lookup("learner", settings.learner.name).Config
         validate(model, source, ("learner",), settings.learner.options)
     if command == "sweep":
