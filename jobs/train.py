@@ -1,4 +1,6 @@
-"""`plpm train` as a Ray job: `ray job submit --working-dir . -- python jobs/train.py [CONFIG] [key=value ...]`."""
+"""`plpm train` as a Ray job: `ray job submit --working-dir . -- python jobs/train.py [CONFIG] [key=value ...]`.
+
+`navigator=klan` without a config takes `train_klan.yaml`."""
 
 import sys
 from pathlib import Path

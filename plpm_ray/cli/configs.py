@@ -12,6 +12,7 @@ from plpm_ray.data.split import SplitConfig, UserSplitConfig
 from plpm_ray.evaluation.config import JudgeConfig
 from plpm_ray.policies.entry import PolicyEntry
 from plpm_ray.training.config import TrainingConfig
+from plpm_ray.training.stream_config import StreamTraining
 
 
 class PartConfig(StrictConfig):
@@ -24,14 +25,21 @@ class PartConfig(StrictConfig):
     training: TrainingConfig | None = Field(
         default=None, description="how it is trained; null: as the run's `training` says"
     )
+    stream: StreamTraining | None = Field(
+        default=None,
+        description="instead of `training`: the training days replayed in time order, scored before they are learned, as "
+        "`plpm stream` does; the way of learners that are made for it, where neither is given",
+    )
     bundle: str | None = Field(
         default=None, description="a bundle or run folder that is taken as it is, instead of training"
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> PartConfig:
-        if self.bundle is not None and (self.learner is not None or self.training is not None):
+        if self.bundle is not None and any((self.learner, self.training, self.stream)):
             raise ValueError("give a bundle, or a learner and its training, not both")
+        if self.training is not None and self.stream is not None:
+            raise ValueError("give training or stream, one of the two")
         return self
 
 

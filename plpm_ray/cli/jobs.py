@@ -20,7 +20,7 @@ def main(
 
     Args:
         command: "data", "train", "stream", "evaluate", "sweep", "score", "simulate logs" or "simulate ab".
-        default: config used when none is named.
+        default: config used when none is named; `navigator=NAME` takes that of the navigator, which lies beside it.
         preset: overrides that stand before those given, such as `backend=ray`.
         argv: arguments without the program; default: those of this process.
     """
@@ -35,8 +35,9 @@ def main(
     configs = [a for a in given.arguments if "=" not in a]
     if len(configs) > 1:
         parser.error(f"one config, not {len(configs)}: {configs}")
-    config = Path(configs[0]) if configs else Path(default)
     overrides = [*preset, *(a for a in given.arguments if "=" in a), *given.set]
+    config = Path(configs[0]) if configs else default_config(Path(default), overrides)
+    overrides = [o for o in overrides if configs or not o.startswith("navigator=")]
     try:
         refuse_lost_output(command, config, overrides)
     except ConfigError as error:
@@ -51,6 +52,28 @@ def main(
     from plpm_ray.cli import main as plpm
 
     plpm()
+
+
+def default_config(default: Path, overrides: list[str]) -> Path:
+    """`navigator=klan` alone means the config of that navigator beside the default one, `train_klan.yaml` by `train.yaml`.
+
+    Raises:
+        SystemExit: there is no such config.
+    """
+    named = [o.partition("=")[2] for o in overrides if o.startswith("navigator=")]
+    if not named:
+        return default
+    path = default.with_name(f"{default.stem}_{named[-1]}.yaml")
+    if not path.is_file():
+        known = sorted(
+            p.stem.removeprefix(f"{default.stem}_") for p in default.parent.glob(f"{default.stem}_*.yaml")
+        )
+        print(
+            f"error: no config {path} for navigator={named[-1]}; there are {', '.join(known)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    return path
 
 
 def refuse_lost_output(command: str, config: Path, overrides: list[str]) -> None:

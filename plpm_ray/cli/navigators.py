@@ -12,6 +12,7 @@ from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.split import Split, UserSplitConfig, split_days
+from plpm_ray.training.stream_config import StreamTraining
 
 
 def train_navigator(settings: TrainRunConfig, source: ConfigSource) -> Any:
@@ -72,18 +73,23 @@ def part_job(role: str, settings: TrainRunConfig, split: Split) -> Any:
     if part.bundle is not None:
         return PartJob(role, bundle=part.bundle)
     usual = lookup("navigator", settings.navigator.name).roles[role]
-    run = partial(
-        _train_part,
-        part.learner.name if part.learner else usual,
-        part.learner.options if part.learner else {},
-        part.training or settings.training,
-        str(Path(settings.tables).absolute()),
-        (tuple(split.train), tuple(split.valid)),
-        (str(Path(settings.run_root).absolute()), f"{settings.name}-{role}"),
-        settings.plugins,
-        settings.users,
-    )
+    learner = part.learner.name if part.learner else usual
+    options = part.learner.options if part.learner else {}
+    tables = str(Path(settings.tables).absolute())
+    where = str(Path(settings.run_root).absolute()), f"{settings.name}-{role}"
+    if part.stream is not None or (part.training is None and lookup("learner", learner).streamed):
+        stream = part.stream or StreamTraining.model_validate({})
+        return PartJob(
+            role,
+            run=partial(
+                _stream_part, learner, options, stream, tables, tuple(split.train), where, settings.plugins
+            ),
+        )
     training = part.training or settings.training
+    days = tuple(split.train), tuple(split.valid)
+    run = partial(
+        _train_part, learner, options, training, tables, days, where, settings.plugins, settings.users
+    )
     return PartJob(role, run=run, on_ray=training.workers != 0)
 
 
@@ -100,3 +106,31 @@ def _train_part(
     from plpm_ray.training.run import train
 
     return train(learner, options, training, tables, *days, *where, plugins, users=users).bundle_path
+
+
+def _stream_part(
+    learner: str,
+    options: dict[str, Any],
+    training: StreamTraining,
+    tables: str,
+    days: tuple[int, ...],
+    where: tuple[str, str],
+    plugins: tuple[str, ...],
+) -> Path:
+    """The training days in time order; a run that was cut goes on where it was."""
+    from plpm_ray.data.fit import fit_spec
+    from plpm_ray.training.job import build_learner, resolve_config
+    from plpm_ray.training.stream_run import StreamJob, run_stream
+    from plpm_ray.training.stream_sources import TableReplay
+
+    load_plugins(plugins)
+    warehouse = Warehouse.open(tables)
+    spec, stats = fit_spec(warehouse, days)
+    cls, pages = lookup("learner", learner), warehouse.info.pages
+    made = build_learner(cls, resolve_config(cls, options), spec, pages, stats, training.seed)
+    # another content of the same days is another stream
+    folder = Path(where[0]) / f"{where[1]}-{warehouse.transitions.fingerprint(days)}"
+    job = StreamJob(made, spec, pages, stats, training, folder, dataset=warehouse.info.name, plugins=plugins)
+    source = TableReplay(warehouse, days[0], days[-1])
+    run_stream(job, source)
+    return job.run_dir(source.identity) / "bundle"

@@ -41,11 +41,14 @@ class Learner(nn.Module):
             (B,) or (B, width), where `example_batch` must then make it too. Of users: "arm" int64 (0 = control, k = the
             page at position k - 1), "response" float32 in its natural unit.
 
+        streamed: it is made to learn sessions in the order in which they happen.
+
     `name` is set by `@register("learner", ...)`.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+    streamed: ClassVar[bool] = False
     grain: ClassVar[Grain] = "transition"
     inputs: ClassVar[tuple[str, ...]] = ("dense", "cat")
     columns: ClassVar[tuple[str, ...]] = ("action", "use_s", "done", "hour", "step")

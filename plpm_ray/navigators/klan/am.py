@@ -62,6 +62,7 @@ class AM(Learner):
     config: AMConfig
     grain: ClassVar[Literal["transition", "session", "user"]] = "session"
     columns: ClassVar[tuple[str, ...]] = ("action", "use_s", "switches")
+    streamed: ClassVar[bool] = True
 
     def __init__(self, config: AMConfig, spec: FeatureSpec, pages: PageCatalogue, stats: TableStats) -> None:
         super().__init__(config, spec, pages, stats)

@@ -6,6 +6,8 @@ the most of them.
 Settled on purpose where the paper is open:
 - The weights of A.2 depend on the arm and not on the user, so e_x^k is one weighted sum of tables (`FieldPool`).
 - A numeric field's embedding is that of its bin plus value times vector; bins alone lose the order of the values.
+- Training begins without any effect: every branch has the same weights and every arm the control's embedding, so that
+  y_k = y_0 for everyone and what a trial cannot tell stays so. Begun apart, branches differ by more than pages do.
 - KL in eq. 5 is between distributions: softmax of z over its H dimensions, and z* is the mean of the K distributions. The
   gradient through z* is zero (the terms of a mean of distributions cancel), so it makes no difference whether it is stopped.
 - A sample of arm k reaches the selection, experts, gate and tower of branch k and row k of the arm table. All other branches'
@@ -83,6 +85,14 @@ class ISP(UpliftLearner):
         self.experts = ExpertMixture(k, 2 * width, config.expert_hidden, config.latent_dim, config.experts)
         self.towers = BranchMLP(k, config.latent_dim, config.tower_hidden, 1)
         nn.init.constant_(self.towers.layers[-1].bias, UNIT_LOGIT)  # type: ignore[arg-type]
+        self._begin_alike()
+
+    @torch.no_grad()
+    def _begin_alike(self) -> None:
+        """All branches begin with the same weights and all arms as the control, so that only data makes an effect."""
+        branches = [*self.experts.parameters(), *self.towers.parameters()]
+        for parameter in (self.arms.weight, self.selection_weight, self.selection_bias, *branches):
+            parameter.copy_(parameter[:1].expand_as(parameter).clone())
 
     def arm_embeddings(self) -> Tensor:
         """(2, K, D) e_t of the two runs of every branch: with the control, and with its own page."""

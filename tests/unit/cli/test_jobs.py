@@ -89,3 +89,14 @@ def test_an_entry_point_needs_no_installed_package() -> None:
     command = [sys.executable, str(REPO / "jobs" / "train.py"), "--help"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "plpm train as a Ray job" in done.stdout
+
+
+def test_a_navigator_by_name_takes_its_own_config(called) -> None:
+    jobs.main("train", "jobs/train.yaml", argv=["navigator=klan", "name=mine"])
+    assert called == [["plpm", "train", "jobs/train_klan.yaml", "--set", "name=mine"]]
+
+
+def test_a_navigator_without_a_config_is_refused(called, capsys) -> None:
+    with pytest.raises(SystemExit):
+        jobs.main("train", "jobs/train.yaml", argv=["navigator=clan"])
+    assert "train_clan.yaml" in capsys.readouterr().err and not called
