@@ -7,7 +7,7 @@ import pytest
 
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.navigators.base import Navigator
-from plpm_ray.navigators.klan.klan import KLAN, KLANConfig, fuse, sharpened, spread
+from plpm_ray.navigators.klan.klan import KLAN, KLANConfig, fuse, sharpened
 from plpm_ray.policies.base import Policy
 from tests.training_tables import fitted, pages, raw_features
 
@@ -31,7 +31,7 @@ class Fixed(Navigator):
 
 def klan(**config) -> KLAN:
     parts = {"isp": Fixed(DELTA), "iit": Fixed(P), "am": Fixed(GAMMA)}
-    return KLAN(KLANConfig(**{"delta_temperature": 1.0, **config}), pages(K), fitted(K)[1], "klan-1", parts)
+    return KLAN(KLANConfig(**config), pages(K), fitted(K)[1], "klan-1", parts)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def rows() -> RawFeatures:
 
 
 def test_equation_13(rows):
-    scores, details = klan().explained(rows)
+    scores, details = klan(weights="page").explained(rows)
     # 0.9 * 0.30 + 0.1 * 0.5 = 0.32; 0.8 * 0.36 + 0.2 * 0.2 = 0.328; 0.1 * 0.34 + 0.9 * 0.3 = 0.304
     # 0.5 * 0.35 + 0.5 * 0.1 = 0.225; 1 * 0.33; 1 * 0.7
     expected = np.array([[0.32, 0.328, 0.304], [0.225, 0.33, 0.7]])
@@ -48,15 +48,15 @@ def test_equation_13(rows):
     np.testing.assert_allclose(fuse(GAMMA, DELTA, P), expected, rtol=1e-6)
     for name, part in (("delta", DELTA), ("p", P), ("gamma", GAMMA), ("sigma", expected)):
         np.testing.assert_allclose(details[name], part, rtol=1e-6)
-    assert np.array_equal(scores, klan().scores(rows))
+    assert np.array_equal(scores, klan(weights="page").scores(rows))
 
 
 def test_equation_14(rows):
-    chosen = Policy().probabilities(klan().scores(rows))
+    chosen = Policy().probabilities(klan(weights="page").scores(rows))
     assert chosen.argmax(axis=1).tolist() == [1, 2] and (chosen.max(axis=1) == 1).all()
 
 
-@pytest.mark.parametrize(("fusion", "part"), [("isp", DELTA), ("iit", P)])
+@pytest.mark.parametrize(("fusion", "part"), [("isp", DELTA), ("iit", P), ("am", GAMMA)])
 def test_ablations_are_a_setting_and_ask_nothing_else(rows, fusion, part):
     navigator = klan(fusion=fusion)
     np.testing.assert_array_equal(navigator.scores(rows), part)
@@ -75,7 +75,7 @@ def test_temperatures_divide_the_exponents_of_equations_6_and_11():
     delta = np.exp(ratios) / np.exp(ratios).sum()
     wanted = np.exp(ratios / t) / np.exp(ratios / t).sum()
     np.testing.assert_allclose(sharpened(delta, t), wanted, rtol=1e-5)
-    assert np.array_equal(sharpened(P, 1.0), P) and np.array_equal(sharpened(P, None), P)
+    assert np.array_equal(sharpened(P, 1.0), P)
     assert sharpened(P[:0], 0.5).shape == (0, 3)
 
 
@@ -87,17 +87,30 @@ def test_stored_delta_is_taken_and_strangers_get_the_populations(rows):
     assert navigator.parts["isp"].asked == 0
 
 
-def test_composition_lets_delta_spread_as_p_does(rows):
-    navigator = klan(delta_temperature=None)
-    config = navigator.composed(rows)
-    assert config.delta_temperature == pytest.approx(spread(DELTA) / spread(P))
-    assert spread(sharpened(DELTA, config.delta_temperature)) == pytest.approx(spread(P), rel=1e-4)
+def test_the_shared_weight_is_the_mean_and_the_gate_multiplies_by_the_pages_own(rows):
+    # means of gamma: 0.6 and 0.5
+    shared = np.array([[0.6], [0.5]]) * DELTA + np.array([[0.4], [0.5]]) * P
+    np.testing.assert_allclose(klan(weights="shared").scores(rows), shared, rtol=1e-6)
+    np.testing.assert_allclose(klan().scores(rows), GAMMA * shared, rtol=1e-6)
+    assert klan().config.weights == "gate"
+
+
+def test_eq_13_lowers_the_page_that_iit_prefers_where_gamma_rises(rows):
+    """Why the weight of each page is not the default."""
+    more = GAMMA.copy()
+    more[0, 0] = 1.0  # the page with p > delta: certainly static there
+    navigator = klan(weights="page")
+    before = navigator.scores(rows)[0, 0]
+    navigator.parts["am"] = Fixed(more)
+    assert navigator.scores(rows)[0, 0] < before
+    gated = klan()
+    before = gated.scores(rows)[0, 0]
+    gated.parts["am"] = Fixed(more)
+    assert gated.scores(rows)[0, 0] > before
+
+
+def test_composition_finds_the_populations_delta(rows):
+    config = klan().composed(rows)
     np.testing.assert_allclose(config.population, DELTA.astype(np.float64).mean(axis=0), rtol=1e-6)
-    kept = klan(delta_temperature=0.3, population=(0.2, 0.3, 0.5)).composed(rows)
-    assert (kept.delta_temperature, kept.population) == (0.3, (0.2, 0.3, 0.5))
-
-
-def test_parts_that_say_nothing_leave_the_temperature_at_one(rows):
-    navigator = klan(delta_temperature=None)
-    navigator.parts["isp"] = Fixed(np.full((2, 3), 1 / 3, dtype=np.float32))
-    assert navigator.composed(rows).delta_temperature == 1.0
+    kept = klan(population=(0.2, 0.3, 0.5)).composed(rows)
+    assert kept.population == (0.2, 0.3, 0.5)

@@ -35,7 +35,7 @@ class IITConfig(QConfig):
     """
 
     alpha: Annotated[float, Tunable(0.01, 10.0, log=True)] = Field(
-        1.0,
+        0.1,
         ge=0,
         description="base weight of the conservative penalty (eq. 10), per unit of squared mean sessions; 0 gives DQN",
     )

@@ -1,12 +1,17 @@
 """KLAN: static preference (ISP), dynamic interest (IIT) and what weighs them against each other (AM) (KLAN 4.3.2, 4.3.3).
 
-sigma_k = gamma_k delta_k + (1 - gamma_k) p_k (eq. 13); the policy takes the largest (eq. 14), or explores.
+Eq. 13 is sigma_k = gamma_k delta_k + (1 - gamma_k) p_k; the policy takes the largest (eq. 14), or explores. Three ways to use
+gamma, all of them on what ISP, IIT and AM say as the paper has them:
 
-Differences from the paper, each settled on purpose:
-- delta (eq. 6) and p (eq. 11) live on scales of their own: the ratios in eq. 6 differ by some percent between pages, so
-  that delta at temperature 1 is almost the same for all pages and eq. 13 hardly hears it, whatever gamma says. Both have
-  a temperature; that of delta is set when the parts are composed, so that delta spreads over the pages as p does.
-- A constant gamma, ISP alone and IIT alone are settings.
+- `page`: eq. 13 to the letter. Its weights differ between the pages of one decision, so sigma is no mixture of two
+  preferences: where p_k > delta_k, and that is the page that IIT likes best, a *higher* chance that the user stays static there
+  *lowers* the page's sigma. What AM knows of the pages works against it.
+- `shared`: eq. 13 with the mean of gamma over the pages, g, for all of them.
+- `gate`, the default: sigma_k = gamma_k (g delta_k + (1 - g) p_k). g weighs the preferences as AM is meant to, and gamma_k, the
+  chance that a user who lands on page k stays with it, speaks for page k. docs/klan.md has what each came to.
+
+Both exponents, y_k / y_0 in eq. 6 and Q in eq. 11, are in units of the mean use (of a day, of a session), so that the same
+difference means the same gain in both and the temperatures are 1. A constant gamma and each part alone are settings.
 
 Letters: B rows, K pages.
 """
@@ -34,16 +39,20 @@ _TINY = 1e-12
 class KLANConfig(HeuristicConfig):
     """How the parts are fused; the parts themselves are bundles."""
 
-    fusion: Literal["adaptive", "isp", "iit"] = Field(
-        "adaptive", description="adaptive: eq. 13; isp: delta alone; iit: p alone (the paper's ablations)"
+    fusion: Literal["adaptive", "isp", "iit", "am"] = Field(
+        "adaptive",
+        description="adaptive: all parts; isp: delta alone; iit: p alone (the paper's ablations); am: gamma alone",
+    )
+    weights: Literal["gate", "shared", "page"] = Field(
+        "gate",
+        description="how gamma enters: page: eq. 13 with a weight for each page; shared: eq. 13 with their mean for all; "
+        "gate: the shared mixture times gamma of the page",
     )
     gamma: Annotated[float | None, Tunable(0.0, 1.0)] = Field(
         None, ge=0, le=1, description="the same weight of delta for all pages and entries; null asks AM"
     )
-    delta_temperature: Annotated[float | None, Tunable(0.005, 2.0, log=True)] = Field(
-        None,
-        gt=0,
-        description="divides the ratios of eq. 6; 1 is the paper's; null: set when composed, so that delta spreads as p does",
+    delta_temperature: Annotated[float, Tunable(0.05, 5.0, log=True)] = Field(
+        1.0, gt=0, description="divides the ratios of eq. 6; below 1 delta is sharper"
     )
     p_temperature: Annotated[float, Tunable(0.05, 5.0, log=True)] = Field(
         1.0, gt=0, description="divides Q in eq. 11, on top of IIT's own temperature"
@@ -62,7 +71,7 @@ class KLAN(Heuristic):
     Config: ClassVar[type[HeuristicConfig]] = KLANConfig
     config: KLANConfig
     roles: ClassVar[Mapping[str, str]] = {"isp": "klan.isp", "iit": "klan.iit", "am": "klan.am"}
-    settled = ("delta_temperature", "population")
+    settled = ("population",)
     reads = (DELTA,)
     answers_unknown = True
 
@@ -81,11 +90,11 @@ class KLAN(Heuristic):
     def needed(self, features: RawFeatures) -> tuple[str, ...]:
         """The roles whose scores a decision on these features needs."""
         config = self.config
-        stored = DELTA in features.vectors
-        isp = () if stored or config.fusion == "iit" else ("isp",)
-        iit = () if config.fusion == "isp" else ("iit",)
-        am = ("am",) if config.fusion == "adaptive" and config.gamma is None else ()
-        return (*isp, *iit, *am)
+        if config.fusion != "adaptive":
+            alone = config.fusion
+            return () if alone == "isp" and DELTA in features.vectors else (alone,)
+        isp = () if DELTA in features.vectors else ("isp",)
+        return (*isp, "iit") if config.gamma is not None else (*isp, "iit", "am")
 
     def part_scores(self, features: RawFeatures, roles: Sequence[str]) -> dict[str, np.ndarray]:
         """(B, K) scores of the parts asked for; serving may put in its place what asks them side by side."""
@@ -96,20 +105,28 @@ class KLAN(Heuristic):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(B, K) sigma of eq. 13, and what it is made of: delta, p, gamma (as far as they were needed), sigma."""
         config, found = self.config, {}
-        if config.fusion != "iit":
+        if config.fusion in ("adaptive", "isp"):
             raw = features.vectors[DELTA] if DELTA in features.vectors else part_scores["isp"]
             missing = np.isnan(raw).any(axis=1, keepdims=True)
             found["delta"] = sharpened(np.where(missing, self._population, raw), config.delta_temperature)
-        if config.fusion != "isp":
+        if config.fusion in ("adaptive", "iit"):
             found["p"] = sharpened(part_scores["iit"], config.p_temperature)
+        if config.fusion == "am" or (config.fusion == "adaptive" and config.gamma is None):
+            found["gamma"] = part_scores["am"].astype(np.float32)
+        elif config.fusion == "adaptive":
+            found["gamma"] = np.full_like(found["p"], config.gamma)
         if config.fusion == "adaptive":
-            gamma = part_scores["am"] if config.gamma is None else np.full_like(found["p"], config.gamma)
-            found["gamma"] = gamma.astype(np.float32)
-            sigma = fuse(found["gamma"], found["delta"], found["p"])
+            sigma = self._mixed(**found)
         else:
-            sigma = found["delta" if config.fusion == "isp" else "p"]
+            sigma = found[{"isp": "delta", "iit": "p", "am": "gamma"}[config.fusion]]
         found["sigma"] = sigma
         return sigma, found
+
+    def _mixed(self, delta: np.ndarray, p: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+        if self.config.weights == "page" or self.config.gamma is not None:
+            return fuse(gamma, delta, p)
+        shared = fuse(gamma.mean(axis=1, keepdims=True), delta, p)
+        return shared if self.config.weights == "shared" else gamma * shared
 
     def explained(
         self, features: RawFeatures, state: np.ndarray | None = None
@@ -120,22 +137,15 @@ class KLAN(Heuristic):
         return self.explained(features)[0]
 
     def composed(self, features: RawFeatures) -> KLANConfig:
-        """The config with what follows from the parts filled in: population's delta, and delta's temperature.
+        """The config with the population's delta filled in.
 
         Args:
             features: (B,) rows of the training window, at least one.
         """
-        scores = self.part_scores(features, ("isp", "iit"))
-        found: dict[str, Any] = {}
-        if self.config.population is None:
-            mean = scores["isp"].astype(np.float64).mean(axis=0)
-            found["population"] = tuple((mean / mean.sum()).tolist())
-        if self.config.delta_temperature is None:
-            wanted = spread(sharpened(scores["iit"], self.config.p_temperature))
-            # where one of the two says nothing at all, there is nothing to match
-            own = spread(scores["isp"])
-            found["delta_temperature"] = own / wanted if own > _TINY and wanted > _TINY else 1.0
-        return self.config.model_copy(update=found)
+        if self.config.population is not None:
+            return self.config
+        mean = self.parts["isp"].scores(features).astype(np.float64).mean(axis=0)
+        return self.config.model_copy(update={"population": tuple((mean / mean.sum()).tolist())})
 
 
 def fuse(gamma: np.ndarray, delta: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -143,17 +153,11 @@ def fuse(gamma: np.ndarray, delta: np.ndarray, p: np.ndarray) -> np.ndarray:
     return gamma * delta + (1 - gamma) * p
 
 
-def sharpened(probabilities: np.ndarray, temperature: float | None) -> np.ndarray:
-    """(B, K) softmax of log x / temperature: eq. 6 or 11 with their exponents divided by it. None changes nothing."""
-    if temperature is None or temperature == 1.0:
+def sharpened(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """(B, K) softmax of log x / temperature: eq. 6 or 11 with their exponents divided by it."""
+    if temperature == 1.0:
         return probabilities.astype(np.float32)
     logits = np.log(np.maximum(probabilities, _TINY)).astype(np.float64) / temperature
     logits -= logits.max(axis=1, keepdims=True, initial=-np.inf) if len(logits) else 0.0
     powers = np.exp(logits)
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def spread(probabilities: np.ndarray) -> float:
-    """Standard deviation over the pages of log x, root mean square over B rows: 0 where all pages are alike."""
-    logits = np.log(np.maximum(probabilities, _TINY)).astype(np.float64)
-    return float(np.sqrt(logits.var(axis=1).mean())) if len(logits) else 0.0
