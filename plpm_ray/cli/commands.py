@@ -118,7 +118,8 @@ def _train_navigator(settings: Any, source: ConfigSource) -> Any:
     rows: dict[str, Any] = {"run": result.run_dir, "bundle": result.bundle_path}
     rows |= {f"part {role}": path.parent for role, path in result.parts.items()}
     rows |= {"seconds": round(result.seconds, 2)}
-    _print(rows | {f"valid {name}": value for name, value in result.metrics.items()})
+    # those by page stand in the parts' own folders
+    _print(rows | {f"valid {name}": value for name, value in result.metrics.items() if "/" not in name})
     return result
 
 

@@ -1,4 +1,4 @@
-"""`plpm quickstart`: logs of a simulated app, three learners, offline judgement, one decision of a real server, the A/B test."""
+"""`plpm quickstart`: logs of a simulated app, KLAN and its rivals, offline judgement, a decision of a real server, A/B test."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from plpm_ray.cli import commands, simulate
 from plpm_ray.cli.summary import Clock, finish
 
 WORLD = "kuaishou"
-LOGS = {"name": "world", "world": WORLD, "users": 3000, "days": 14, "warmup_days": 7}
-TRAINING = {"epochs": 6, "batch_size": 2048, "lr": 1e-3}
+# over before the test days: who is always landed on one page tells nothing of other policies
+TRIAL = {"start_day": 4, "days": 6, "shares": {"control": 4}}
+LOGS = {"name": "world", "world": WORLD, "users": 5000, "days": 14, "warmup_days": 7, "trial": TRIAL}
+TRAINING = {"epochs": 4, "batch_size": 4096, "lr": 2e-3}
+ISP_TRAINING = {"epochs": 30, "batch_size": 512, "lr": 1e-3, "patience": 5}
 SPLIT = {"valid_days": 2, "test_days": 2}
 LEARNERS = {
-    "iit": {"name": "klan.iit", "alpha": 0.3, "gamma": 0.6},
-    "dqn": {"name": "reference.dqn", "gamma": 0.6},
+    "iit": {"name": "klan.iit"},
+    "dqn": {"name": "reference.dqn"},
     "bc": {"name": "reference.bc"},
 }
 HEURISTICS = ("last_exit_page", "most_frequent", "longest_use", "popularity")
@@ -48,19 +51,26 @@ def run(folder: Path) -> None:
         content = {"name": name, "run_root": runs, "tables": tables, "split": SPLIT, "learner": learner}
         written = config(f"train_{name}", {**content, "training": TRAINING})
         steps[name] = str(commands.train(written, []).run_dir)
+    step(
+        "2 of 6  train klan: ISP from the randomised trial, AM from the sessions in their order, and the IIT of above"
+    )
+    parts = {"isp": {"training": ISP_TRAINING}, "iit": {"bundle": steps["iit"]}}
+    content = {"name": "klan", "run_root": runs, "tables": tables, "split": SPLIT, "navigator": "klan"}
+    steps["klan"] = str(commands.train(config("train_klan", {**content, "parts": parts}), []).run_dir)
     rules = [{"label": name.replace("_", " "), "navigator": f"heuristic.{name}"} for name in HEURISTICS]
-    learned = [{"label": name.upper(), "bundle": f"{runs}/{name}"} for name in reversed(LEARNERS)]
+    learned = [{"label": name.upper(), "bundle": steps[name]} for name in ("bc", "dqn", "iit", "klan")]
+    isp = {"label": "ISP", "bundle": steps["klan"], "options": {"fusion": "isp"}}
     step("3 of 6  judge on held-out days, from the logs alone")
     judge = {
         "name": "evaluate",
         "run_root": runs,
         "tables": tables,
         "split": SPLIT,
-        "policies": [*learned, *rules],
+        "policies": [*reversed(learned), *rules],
     }
     steps["evaluate"] = str(commands.evaluate(config("evaluate", judge), []))
-    step("4 of 6  serve IIT and ask it")
-    steps["decision"] = _ask(Path(steps["iit"]) / "bundle", tables)
+    step("4 of 6  serve KLAN and ask it")
+    steps["decision"] = _ask(Path(steps["klan"]) / "bundle", tables)
     step("5 of 6  A/B test in the world: the same users with the same luck under every policy")
     first, *last = _builtin()
     experiment = {
@@ -68,7 +78,7 @@ def run(folder: Path) -> None:
         "run_root": runs,
         "world": WORLD,
         **EXPERIMENT,
-        "arms": [first, *rules, *learned, *last],
+        "arms": [first, *rules, *learned[:-1], isp, learned[-1], *last],
     }
     steps["ab"] = simulate.experiment(config("ab", experiment), [])["run"]
     step("6 of 6  report")
@@ -119,6 +129,7 @@ def _ask(bundle: Path, tables: str) -> dict[str, Any]:
         "entry_time": time_ms + 3_600_000,
         "utc_offset_min": 480,
         "context": {"live_followed": 2, "push": "none"},
+        "explain": True,
     }
     with running(config) as url:
         question = urllib.request.Request(
