@@ -1,11 +1,13 @@
-"""Fusion of KLAN, equations 13 and 14, against values computed by hand; and eq. 15, LT, in tests of the experiment."""
+"""Fusion of KLAN, equations 13 and 14, and LT, equation 15, against values computed by hand."""
 
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from plpm_ray.core.features import RawFeatures
+from plpm_ray.evaluation.experiment import analyse
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.klan.klan import KLAN, KLANConfig, fuse, sharpened
 from plpm_ray.policies.base import Policy
@@ -114,3 +116,30 @@ def test_composition_finds_the_populations_delta(rows):
     np.testing.assert_allclose(config.population, DELTA.astype(np.float64).mean(axis=0), rtol=1e-6)
     kept = klan(population=(0.2, 0.3, 0.5)).composed(rows)
     assert kept.population == (0.2, 0.3, 0.5)
+
+
+def test_equation_15():
+    """LT = DAU of the last seven days, summed, over the users active at least once; by hand for four users and two arms."""
+    last_seven = {"a": [7, 0, 3, 0], "b": [7, 1, 4, 0]}
+    active = {"a": [9, 0, 3, 2], "b": [9, 1, 5, 2]}
+    rows = {name: [] for name in ("user_id", "arm", "ab_active_days", "ab_last7_active_days")}
+    for arm in "ab":
+        rows["user_id"] += [1, 2, 3, 4]
+        rows["arm"] += [arm] * 4
+        rows["ab_active_days"] += active[arm]
+        rows["ab_last7_active_days"] += last_seven[arm]
+    totals = (
+        "use_s",
+        "watch_s",
+        "video_views",
+        "sessions",
+        "drop_offs",
+        *(f"{t}_{p}" for t in ("effective", "assigned") for p in "xy"),
+    )
+    rest = {f"ab_{name}": np.ones(8) for name in totals}
+    before = {f"aa_{name}": np.ones(8) for name in (*totals, "active_days", "last7_active_days")}
+    found = analyse(
+        pa.table({**rows, **rest, **before}), ["x", "y"], control="a", aa_days=1, ab_days=14, design="twins"
+    )
+    lt = next(r for r in found["metrics"] if r["metric"] == "lt" and r["arm"] == "b")
+    assert lt["control"] == pytest.approx((7 + 3) / 3) and lt["unadjusted"] == pytest.approx((7 + 1 + 4) / 4)
