@@ -2,23 +2,27 @@
 
     OMP_NUM_THREADS=1 python benchmarks/train_isp.py                   500,000 users x 40 features, 3 pages and a control
     OMP_NUM_THREADS=1 python benchmarks/train_isp.py --users 100000 --learners klan.isp reference.tarnet
+    OMP_NUM_THREADS=1 python benchmarks/train_isp.py --peer-python ~/peers/bin/python
 
 Every learner passes `--epochs` times over the same trial through the training loop, batches drawn and gathered from a table
 included; then all arms of all users are predicted. The effects are known, and judged on users held out: PEHE is the root
 mean squared error of a page's effect as a share of that effect's spread (1 = the mean effect for everyone); gain is what
 showing everyone the page predicted best brings, 1 being the best that is possible and 0 the best single page. The T-learners
-of causalml and econml, over scikit-learn's histogram gradient boosting, are fitted on the same users where they are installed
-(they are no dependencies).
+of causalml and econml, over scikit-learn's histogram gradient boosting, are fitted on the same users in the same run where
+they are installed (they are no dependencies), here or under another interpreter (`--peer-python`).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import json
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,24 +83,21 @@ def main() -> None:
         f"{args.users:,} users x {args.features} features, {args.pages} pages and a control, {args.epochs} epochs"
     )
     print(f"batches of {args.batch}, torch {torch.__version__}, one thread, CPU seconds\n")
-    print("| learner | parameters | s an epoch | x ISP | rows/s, all arms | PEHE / spread | gain |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| learner | parameters | s an epoch | x first | trained rows/s | predicted rows/s | PEHE / spread | gain |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     fitted = Fitted.of(train, args.pages)
     first = 0.0
     for name in args.learners:
         seconds, rows_s, effects, size = ours(name, fitted, train, test, args)
         first = first or seconds
-        line = f"| {name} | {size:,} | {seconds:.2f} | {seconds / first:.2f} | {rows_s:,.0f} |"
+        line = f"| {name} | {size:,} | {seconds:.2f} | {seconds / first:.2f} | {args.users / seconds:,.0f} | {rows_s:,.0f} |"
         print(f"{line} {judged(effects, test)} |", flush=True)
-    print()
-    for name, fit in peers().items():
-        before = time.process_time()
-        predict = fit(train, args.pages)
-        seconds = time.process_time() - before
-        before = time.process_time()
-        effects = predict(test.x)
-        rows_s = HELD_OUT / (time.process_time() - before)
-        print(f"{name}: {seconds:.2f} s a fit, {rows_s:,.0f} rows/s, PEHE and gain {judged(effects, test)}")
+    for name, fit_s, predict_s, effects in peers(args.peer_python, train, test):
+        line = f"| {name} | | {fit_s:.2f} (a fit) | {fit_s / first if first else 1:.2f}"
+        line += f" | {args.users / fit_s:,.0f} | {HELD_OUT / predict_s:,.0f} |"
+        print(f"{line} {judged(effects, test)} |", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -109,7 +110,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--learners", nargs="+", default=LEARNERS)
+    parser.add_argument("--learners", nargs="*", default=LEARNERS)
+    parser.add_argument(
+        "--peer-python",
+        default=sys.executable,
+        help="interpreter that has causalml or econml; default: this one",
+    )
     return parser.parse_args()
 
 
@@ -183,42 +189,19 @@ def judged(effects: np.ndarray, test: Trial) -> str:
     return f"{error.mean():.3f} | {(found - single) / (test.outcomes.max(1).mean() - single):.3f}"
 
 
-Predict = Callable[[np.ndarray], np.ndarray]
-
-
-def peers() -> dict[str, Callable[[Trial, int], Predict]]:
-    """T-learners of other libraries over the same base model, histogram gradient boosting with its defaults."""
-    found: dict[str, Callable[[Trial, int], Predict]] = {}
-    causalml, econml = optional("causalml.inference.meta"), optional("econml.metalearners")
-    trees = optional("sklearn.ensemble")
-    if trees is None:
-        return {}
-    if causalml is not None:
-
-        def fit_causalml(trial: Trial, pages: int) -> Predict:
-            model = causalml.BaseTRegressor(trees.HistGradientBoostingRegressor(), control_name=0)
-            model.fit(trial.x, trial.arm, trial.response)
-            return lambda x: np.asarray(model.predict(x))
-
-        found["causalml BaseTRegressor"] = fit_causalml
-    if econml is not None:
-
-        def fit_econml(trial: Trial, pages: int) -> Predict:
-            model = econml.TLearner(models=trees.HistGradientBoostingRegressor())
-            model.fit(trial.response, trial.arm, X=trial.x)
-            return lambda x: np.column_stack([model.effect(x, T0=0, T1=k) for k in range(1, pages + 1)])
-
-        found["econml TLearner"] = fit_econml
-    return found
-
-
-def optional(name: str) -> ModuleType | None:
-    """The module, or None with a line that says so."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        print(f"{name.split('.')[0]} is not installed: left out")
-        return None
+def peers(python: str, train: Trial, test: Trial) -> Iterator[tuple[str, float, float, np.ndarray]]:
+    """Of every library that the interpreter has: name, CPU seconds of fit and of prediction, effects on the held-out users."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "trial.npz", Path(folder) / "effects.npz"
+        np.savez(given, x=train.x, arm=train.arm, response=train.response, test_x=test.x)
+        script = Path(__file__).with_name("train_isp_peers.py")
+        command = [python, "-W", "ignore", str(script), str(given), str(made)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        effects = np.load(made)
+        for line in done.stdout.splitlines():
+            if line.startswith("{"):
+                found = json.loads(line)
+                yield found["name"], found["fit_s"], found["predict_s"], effects[found["name"]]
 
 
 if __name__ == "__main__":

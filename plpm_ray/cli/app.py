@@ -106,6 +106,14 @@ def evaluate(config: ConfigPath, sets: Sets = None) -> None:
 
 
 @app.command()
+def uplift(config: ConfigPath, sets: Sets = None) -> None:
+    """Judges uplift models on held-out users of a randomised trial: Qini, AUUC, policy value, with intervals."""
+    from plpm_ray.cli.uplift import uplift as run
+
+    run(config, sets or [])
+
+
+@app.command()
 def decide(config: ConfigPath, sets: Sets = None) -> None:
     """Scores a Parquet file of app entries: page, scores and propensity per row."""
     _command("decide")(config, sets or [])

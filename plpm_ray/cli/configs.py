@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -112,6 +112,49 @@ class EvaluateConfig(StrictConfig):
     judge: JudgeConfig = Field(
         default=JudgeConfig(), description="estimators, models of behaviour and reward, refusals"
     )
+    plugins: tuple[str, ...] = Field(
+        default=(), description="files or modules that register learners of your own"
+    )
+
+
+class JudgedBundle(StrictConfig):
+    """One uplift model to judge on a trial."""
+
+    bundle: str = Field(
+        description="bundle or run folder of an uplift learner, or of a navigator that holds one"
+    )
+    label: str | None = Field(default=None, description="name in the tables; default: that of the learner")
+
+
+class UpliftConfig(StrictConfig):
+    """`plpm uplift`: trained uplift models on held-out users of a randomised trial."""
+
+    name: str = Field(
+        default="uplift_trial",
+        min_length=1,
+        description="run name; the run folder adds a hash of config and data",
+    )
+    run_root: str = Field(default="runs", description="folder that holds the run folders")
+    tables: str = Field(description="warehouse folder with a trial table, made by `plpm data`")
+    users: UserSplitConfig = Field(
+        default=UserSplitConfig(),
+        description="how users are divided: the same as in the training of every bundle",
+    )
+    part: Literal["valid", "test"] = Field(default="test", description="which held-out users to judge on")
+    bundles: tuple[JudgedBundle, ...] = Field(
+        min_length=1, description="what to judge; the first is what the others are compared with"
+    )
+    control_is_choice: bool = Field(
+        default=True,
+        description="users whom no page is predicted to add anything stay in control; false: all get their best page",
+    )
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.1, 0.3), description="best-scored shares of users for the uplift at k"
+    )
+    draws: int = Field(default=500, ge=2, description="bootstrap draws of the intervals")
+    level: float = Field(default=0.95, gt=0, lt=1, description="coverage of the intervals")
+    seed: int = Field(default=0, ge=0, description="seed of the draws")
+    unit: str = Field(default="s", description="unit of the response, for tables and report")
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules that register learners of your own"
     )

@@ -176,6 +176,7 @@ def command_of(data: Mapping[str, Any]) -> str | None:
         "users_per_batch": "score",
         "dataset": "data",
         "policies": "evaluate",
+        "bundles": "uplift",
         "entries": "decide",
         "search": "sweep",
     }
@@ -207,7 +208,7 @@ def validated(command: str, source: ConfigSource) -> Any:
 
     models: dict[str, Any] = {"data": IngestConfig, "train": configs.TrainRunConfig, "sweep": SweepConfig}
     models |= {"evaluate": configs.EvaluateConfig, "decide": DecideConfig, "serve": ServeConfig}
-    models["score"] = ScoreConfig
+    models |= {"score": ScoreConfig, "uplift": configs.UpliftConfig}
     models["stream"] = StreamConfig
     if command == "sweep" and "world" in source.data:
         return _world_sweep(source)

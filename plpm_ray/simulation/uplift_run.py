@@ -1,8 +1,8 @@
 """Uplift metrics on a simulated trial, where every user's potential outcomes are known.
 
-Users are drawn into arms, their features are read on the evening before, simple meta-learners are fitted on one part of the
-users, and judged on the other: by what a real trial shows (Qini, AUUC, policy value) and by the truth (error against the
-potential outcomes). The true effects stand in the table as a model too; averaged over few lucks they are noisy themselves.
+Users are drawn into arms, their features are read on the evening before, uplift learners and simple meta-learners are fitted
+on one part of the users, and judged on the other: by what a real trial shows (Qini, AUUC, policy value) and by the truth (error
+against the potential outcomes). The true effects stand in the table as a model too; averaged over few lucks they are noisy.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from plpm_ray.core.config import Named
 from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.hashing import user_draws
@@ -28,18 +29,23 @@ from plpm_ray.simulation.runs import RunConfig, RunName, run_folder
 from plpm_ray.simulation.simulation import Simulation, run_days
 from plpm_ray.simulation.trial import Responses, Trial, TrialChooser, TrialConfig
 from plpm_ray.simulation.world import World
+from plpm_ray.training.config import TrainingConfig
+from plpm_ray.training.job import resolve_config
+from plpm_ray.training.uplift import TrialUsers, fit_users, predict_responses, uplift_class
 
+_LEARNERS = ("klan.isp", "reference.s_learner", "reference.t_learner", "reference.tarnet")
+_TRAINING = {"epochs": 30, "batch_size": 512, "lr": 2e-3, "patience": 5, "device": "cpu"}
 # of the shared part; of an arm's own part in the T- and in the S-learner; each times the rows of data
 _PENALTIES = (1e-3, 1e-3, 1e3)
 
 
 class UpliftRunConfig(RunConfig):
-    """`plpm simulate uplift`: a trial, simple models, and every uplift metric with its interval."""
+    """`plpm simulate uplift`: a trial, uplift learners and simple models, and every uplift metric with its interval."""
 
     operational: ClassVar[frozenset[str]] = RunConfig.operational | {"users_per_task"}
 
     name: RunName = "uplift"
-    users: int = Field(default=20_000, ge=100, description="users of the trial")
+    users: int = Field(default=12_000, ge=100, description="users of the trial")
     first_user: int = Field(default=3_000_000_000, ge=0, description="id of the first user")
     warmup_days: int = Field(
         default=14, ge=1, description="days before the trial, which the features tell of"
@@ -50,6 +56,20 @@ class UpliftRunConfig(RunConfig):
     train_share: float = Field(
         default=0.5, gt=0, lt=1, description="share of the users that models are fitted on"
     )
+    learners: tuple[Named, ...] = Field(
+        default=tuple(Named(name=name) for name in _LEARNERS),
+        description="uplift learners trained on these users, and their options; the ridge models are always there",
+    )
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig.model_validate(_TRAINING),
+        description="how the learners are trained: loop, optimiser, early stopping",
+    )
+    valid_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of the learners' training users that they stop early by, where training.patience is set",
+    )
     replicates: int = Field(
         default=8,
         ge=1,
@@ -58,6 +78,14 @@ class UpliftRunConfig(RunConfig):
     draws: int = Field(default=300, ge=2, description="bootstrap draws of the intervals")
     seed: int = Field(default=0, ge=0, description="seed of the arms, of the parts and of the draws")
     users_per_task: int = Field(default=8192, ge=1, description="users simulated at once")
+    plugins: tuple[str, ...] = Field(
+        default=(), description="files or modules that register learners of your own"
+    )
+
+    @field_validator("learners", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,8 @@ def run_uplift(config: UpliftRunConfig) -> dict[str, Any]:
         Its content, with the run folder under "run" and the tables for people under "text".
     """
     world = load_world(config.world)
+    for learner in config.learners:  # wrong names and options are told before the world is simulated
+        resolve_config(uplift_class(learner.name), learner.options)
     with run_folder(config, world) as run_dir:
         report = _report(config, world)
         report.write(run_dir)
@@ -105,8 +135,9 @@ def _report(config: UpliftRunConfig, world: WorldConfig) -> UpliftReport:
     outcomes = np.concatenate([m.outcomes for m in made])
     raw = RawFeatures.concat([m.features for m in made])
     train = user_draws(ids, config.seed + 1) < config.train_share
-    predicted = _predict(raw, arm, response, train)
     test = ~train
+    users = TrialUsers(raw, arm, response)
+    predicted = _learn(config, world, users, ids, train) | _predict(raw, arm, response, train)
     effects = {"true effects": outcomes[test, 1:] - outcomes[test, :1]}
     effects |= {label: y[test, 1:] - y[test, :1] for label, y in predicted.items()}
     return uplift_report(
@@ -143,6 +174,22 @@ def _simulate(part: _Part) -> _Made:
     run_days(simulation, config.trial_days, chooser, responses)
     outcomes = np.column_stack([truth[name].to_numpy() for name in truth.column_names if name != "user_id"])
     return _Made(chooser.arm, responses.use_s_per_day, outcomes, raw)
+
+
+def _learn(
+    config: UpliftRunConfig, world: WorldConfig, users: TrialUsers, ids: np.ndarray, train: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Learner -> (U, A) responses under every arm, fitted on the users of `train`."""
+    stop = np.zeros_like(train)
+    if config.training.patience is not None:
+        stop = train & (user_draws(ids, config.seed + 2) < config.valid_share)
+    fit_on, stop_by = users.take(train & ~stop), users.take(stop) if stop.any() else None
+    predicted = {}
+    for chosen in config.learners:
+        label = ", ".join([chosen.name, *(f"{k} {v}" for k, v in chosen.options.items())])
+        learner, spec = fit_users(chosen, world.catalogue, fit_on, stop_by, config.training)
+        predicted[label] = predict_responses(learner, users.table(spec)).astype(np.float64)
+    return predicted
 
 
 def _predict(

@@ -33,7 +33,7 @@ _AGAIN = {
     "calibration": "plpm simulate calibrate",
     "coverage": "plpm simulate coverage",
     "aa": "plpm simulate aa",
-    "uplift": "plpm simulate uplift",
+    "uplift": "plpm uplift` or `plpm simulate uplift",
     "evaluate": "plpm evaluate",
     "sweep": "plpm sweep",
     "train": "plpm train",
