@@ -7,6 +7,7 @@ Folder: `bundle.json` (what it is), `spec.json` (the fitted encoder), `weights.s
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -292,8 +293,12 @@ def find_bundle(path: str | Path) -> Path:
     for folder in (path, path / "bundle"):
         if (folder / "bundle.json").is_file():
             return folder
+    # runs/klan is not the run klan-isp-<hash> of its part
+    named = re.compile(rf"{re.escape(path.name)}(-[0-9a-f]{{10}})+")
     runs = [
-        folder for folder in path.parent.glob(f"{path.name}-*/bundle") if (folder / "bundle.json").is_file()
+        folder
+        for folder in path.parent.glob(f"{path.name}-*/bundle")
+        if named.fullmatch(folder.parent.name) and (folder / "bundle.json").is_file()
     ]
     if not runs:
         raise BundleError(
