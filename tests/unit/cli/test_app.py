@@ -21,6 +21,7 @@ COMMANDS = [
     "sweep",
     "evaluate",
     "decide",
+    "score",
     "serve",
     "report",
     "doctor",
