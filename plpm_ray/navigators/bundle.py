@@ -7,7 +7,6 @@ Folder: `bundle.json` (what it is), `spec.json` (the fitted encoder), `weights.s
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
-from plpm_ray.core.storage import read_json, storage_errors, write_json
+from plpm_ray.core.storage import read_json, runs_named, storage_errors, write_json
 from plpm_ray.navigators.base import FittedNavigator, Learner, LearnerNavigator, Navigator
 
 FORMAT = 1
@@ -293,13 +292,7 @@ def find_bundle(path: str | Path) -> Path:
     for folder in (path, path / "bundle"):
         if (folder / "bundle.json").is_file():
             return folder
-    # runs/klan is not the run klan-isp-<hash> of its part
-    named = re.compile(rf"{re.escape(path.name)}(-[0-9a-f]{{10}})+")
-    runs = [
-        folder
-        for folder in path.parent.glob(f"{path.name}-*/bundle")
-        if named.fullmatch(folder.parent.name) and (folder / "bundle.json").is_file()
-    ]
+    runs = [run / "bundle" for run in runs_named(path) if (run / "bundle" / "bundle.json").is_file()]
     if not runs:
         raise BundleError(
             f"no bundle at {path}", hint="train one with `plpm train`, or give a bundle or run folder"
