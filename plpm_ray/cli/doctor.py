@@ -139,6 +139,9 @@ def _environment() -> Iterator[Finding]:
 
 def _config(path: Path, overrides: list[str]) -> Iterator[Finding]:
     source = read_config(path, overrides)
+    if "applications" in source.data:
+        yield from _application(path, source.data["applications"])
+        return
     command = command_of(source.data)
     if command is None:
         yield Finding(
@@ -158,6 +161,32 @@ def _config(path: Path, overrides: list[str]) -> Iterator[Finding]:
             if "world" in source.data:
                 yield _subject(settings, source)
     yield from _places(source.data)
+    bundle = source.data.get("bundle")
+    if isinstance(bundle, str) and command != "sweep":
+        yield _bundle(bundle)
+
+
+def _bundle(path: str) -> Finding:
+    from plpm_ray.navigators.bundle import find_bundle
+
+    try:
+        return Finding("ok", f"bundle {find_bundle(path)}")
+    except PlpmError as error:
+        return Finding("bad", error.message, error.hint or "")
+
+
+def _application(path: Path, applications: Any) -> Iterator[Finding]:
+    """A config of `serve deploy`."""
+    from plpm_ray.serving.deployment import read_args
+
+    for application in applications if isinstance(applications, list) else []:
+        try:
+            args = read_args(application.get("args", {}), f"{path}: args")
+        except PlpmError as error:
+            yield Finding("bad", error.message, error.hint or "")
+        else:
+            yield Finding("ok", f"{path} is a config of `serve deploy`")
+            yield _bundle(args.bundle)
 
 
 _SIMULATION = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from plpm_ray.cli.summary import show
 from plpm_ray.core.config import ConfigSource, read_config, validate
-from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.errors import BundleError, ConfigError
 
 _METRICS = ("auc", "log_loss", "brier", "label_share")
 
@@ -53,7 +53,7 @@ def make_job(settings: Any, given: ConfigSource) -> Any:
     load_plugins(plugins)
     common = {"training": settings.training, "folder": Path(settings.run_root) / settings.name}
     if settings.bundle is not None:
-        bundle = load_bundle(find_bundle(settings.bundle), plugins)
+        bundle = learner_bundle(load_bundle(find_bundle(settings.bundle), plugins))
         what = bundle.learner(), bundle.spec, bundle.pages, bundle.stats
         dataset = str(bundle.data.get("dataset", "unknown"))
         return StreamJob(
@@ -70,6 +70,26 @@ def make_job(settings: Any, given: ConfigSource) -> Any:
     options = validate(cls.Config, given, ("learner",), settings.learner.options)
     learner = build_learner(cls, options.model_dump(mode="json"), spec, pages, stats, settings.training.seed)
     return StreamJob(learner, spec, pages, stats, **common, dataset=warehouse.info.name, plugins=plugins)
+
+
+def learner_bundle(bundle: Any) -> Any:
+    """The bundle itself, or of a composed navigator its one part that learns from streams (KLAN's AM).
+
+    Raises:
+        BundleError: there is none, or more than one.
+    """
+    from plpm_ray.core.registry import load_plugins, lookup
+
+    if bundle.kind == "learner":
+        return bundle
+    load_plugins(bundle.plugins)
+    found = [p for p in bundle.parts.values() if p.kind == "learner" and lookup("learner", p.name).streamed]
+    if len(found) != 1:
+        raise BundleError(
+            f"bundle {bundle.name!r} has {len(found)} parts that learn from streams, this run goes on with one",
+            hint="give the bundle of a learner, or of a navigator with one such part, such as klan",
+        )
+    return found[0]
 
 
 def _source(settings: Any, job: Any, stack: contextlib.ExitStack) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -129,7 +130,14 @@ def newest_run(path: str | Path, files: Iterable[str]) -> Path | None:
 
     if written(path):
         return path
-    return max(filter(written, path.parent.glob(f"{path.name}-*")), key=written, default=None)
+    return max(filter(written, runs_named(path)), key=written, default=None)
+
+
+def runs_named(path: str | Path) -> list[Path]:
+    """Folders `<path>-<hash>`; those of `<path>-<word>-<hash>` are runs of another name, as of a navigator's part."""
+    path = Path(path)
+    name = re.compile(rf"{re.escape(path.name)}(-[0-9a-f]{{10}})+")
+    return [folder for folder in path.parent.glob(f"{path.name}-*") if name.fullmatch(folder.name)]
 
 
 def _plain(value: Any) -> Any:

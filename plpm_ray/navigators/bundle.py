@@ -25,7 +25,7 @@ from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
-from plpm_ray.core.storage import read_json, storage_errors, write_json
+from plpm_ray.core.storage import read_json, runs_named, storage_errors, write_json
 from plpm_ray.navigators.base import FittedNavigator, Learner, LearnerNavigator, Navigator
 
 FORMAT = 1
@@ -292,9 +292,7 @@ def find_bundle(path: str | Path) -> Path:
     for folder in (path, path / "bundle"):
         if (folder / "bundle.json").is_file():
             return folder
-    runs = [
-        folder for folder in path.parent.glob(f"{path.name}-*/bundle") if (folder / "bundle.json").is_file()
-    ]
+    runs = [run / "bundle" for run in runs_named(path) if (run / "bundle" / "bundle.json").is_file()]
     if not runs:
         raise BundleError(
             f"no bundle at {path}", hint="train one with `plpm train`, or give a bundle or run folder"

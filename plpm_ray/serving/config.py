@@ -117,7 +117,8 @@ class ServeArgs(StrictConfig):
     )
     parts: dict[str, str] = Field(
         default={},
-        description="role -> bundle folder (of a composed navigator's part) that stands in for the one inside `bundle`",
+        description="role -> bundle folder (of a composed navigator's part) that stands in for the one inside `bundle`; "
+        "with `refresh_s` it may come later",
     )
     refresh_s: float | None = Field(
         default=None,

@@ -13,10 +13,10 @@ from typing import Any
 from plpm_ray.core.config import ConfigSource, nearest, read_config, validate
 from plpm_ray.core.errors import ConfigError, StateError
 from plpm_ray.navigators.bundle import find_bundle
-from plpm_ray.serving.config import PartConfig, ServeArgs
+from plpm_ray.serving.config import PartConfig, ServeArgs, SwapConfig
 from plpm_ray.serving.engine import NavigationPolicy
 from plpm_ray.serving.graph import PartServer, PartSource, RemoteParts, Rows, attached
-from plpm_ray.serving.replica import Replica
+from plpm_ray.serving.replica import Replica, part_folders
 
 DEPLOYMENT = "Navigator"
 PART = "Part"
@@ -161,6 +161,7 @@ def _part_applications(args: ServeArgs) -> dict[str, Any]:
         raise ConfigError(
             f"layout is graph, and bundle {args.bundle} is not composed of parts", hint="set layout: fused"
         )
+    given = part_folders(args, SwapConfig(), folders)
     made: dict[str, Any] = {}
     for role in sorted(folders):
         config = args.graph.get(role, PartConfig())
@@ -171,7 +172,7 @@ def _part_applications(args: ServeArgs) -> dict[str, Any]:
             "max_ongoing_requests": config.max_ongoing_requests,
             "logging_config": {"enable_access_log": False},
         }
-        path = str(find_bundle(args.parts[role]) if role in args.parts else folders[role])
+        path = str(given.get(role, folders[role]))
         made[role] = serve.deployment(PartServer, **options).bind(path, args.plugins, config.num_threads)
     return made
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,31 @@ def served_bundle(args: ServeArgs, wanted: SwapConfig) -> tuple[Bundle, dict[str
     plugins = args.plugins if wanted.plugins is None else wanted.plugins
     folder = find_bundle(wanted.bundle or args.bundle).resolve()  # a link may move on meanwhile
     bundle = load_bundle(folder, plugins)
-    given = {role: find_bundle(path).resolve() for role, path in overridden(args, wanted).items()}
+    given = {role: path.resolve() for role, path in part_folders(args, wanted, bundle.parts).items()}
     bundle = bundle.with_parts({role: load_bundle(path, plugins) for role, path in given.items()})
     return bundle, {role: given.get(role, folder / "parts" / role) for role in bundle.parts}
+
+
+def part_folders(args: ServeArgs, wanted: SwapConfig, roles: Collection[str]) -> dict[str, Path]:
+    """Role -> bundle folder of the parts that stand in for those inside the composed bundle.
+
+    While folders are watched, one may lack: its learner has published nothing yet, and the bundle's own part serves.
+
+    Args:
+        args, wanted: the configuration.
+        roles: of the composed bundle.
+
+    Raises:
+        BundleError: one is missing, and nobody waits for it.
+    """
+    found: dict[str, Path] = {}
+    for role, path in overridden(args, wanted).items():
+        try:
+            found[role] = find_bundle(path)
+        except BundleError:
+            if args.refresh_s is None or role not in roles:
+                raise
+    return found
 
 
 def overridden(args: ServeArgs, wanted: SwapConfig) -> dict[str, str]:
@@ -185,7 +207,8 @@ class Replica:
                 service.notes["swap_error"] = str(error)
 
     def _changed(self, bundle: Bundle, wanted: SwapConfig, everything: bool) -> bool:
-        watched = {path: bundle.parts[role].version for role, path in overridden(self.args, wanted).items()}
+        given = part_folders(self.args, wanted, bundle.parts)
+        watched = {str(path): bundle.parts[role].version for role, path in given.items()}
         if everything:
             folder = find_bundle(wanted.bundle or self.args.bundle)
             watched |= {

@@ -89,6 +89,7 @@ def _with_store(config: ServeConfig, stack: contextlib.ExitStack) -> ServeArgs:
     args = config.args
     if args.store.kind == "valkey" and not args.store.url:
         url = stack.enter_context(LocalValkey(folder=config.valkey_folder, durable=args.stream is not None))
+        print(f"state{' and stream' if args.stream else ''} at {url}", flush=True)
         args = args.model_copy(update={"store": args.store.model_copy(update={"url": url})})
     return read_args(args.model_dump())
 

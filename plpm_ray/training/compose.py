@@ -258,6 +258,7 @@ def _write(run_dir: Path, bundle: Bundle, parts: Mapping[str, Path]) -> None:
             "parts": names,
             "versions": {role: part.version for role, part in bundle.parts.items()},
             "metrics": bundle.metrics,
+            "part_metrics": {role: part.metrics for role, part in bundle.parts.items()},
             "data": bundle.data,
         },
     )

@@ -101,7 +101,9 @@ class StreamConfig(StrictConfig):
         default=7, ge=1, description="days of `tables` that the encoder is fitted on, the first ones"
     )
     bundle: str | None = Field(
-        default=None, description="bundle to start from: its learner, weights and encoder; null: untrained"
+        default=None,
+        description="bundle to start from (of a composed navigator: its part that learns from streams): learner, weights "
+        "and encoder; null: untrained",
     )
     learner: Named | None = Field(
         default=None, description="registered learner and its options; null with `bundle`"

@@ -197,9 +197,7 @@ def _trials(run: Run) -> Markup:
 def train_part(run: Run) -> Part:
     """What was trained, and its validation loss by epoch."""
     record = run.record
-    metrics = {
-        k: v for k, v in record.metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)
-    }
+    metrics = {k: v for k, v in record.metrics.items() if _is_number(v)}
     loss = metrics.get("loss")
     headline = (
         f"Trained for {n.plural(record.epochs or 0, 'epoch')}; validation loss {n.number(loss)}."
@@ -232,6 +230,53 @@ def train_part(run: Run) -> Part:
             ),
         ],
     )
+
+
+def navigator_part(run: Run) -> Part:
+    """What a navigator was put together from, and how its parts did on held-out data."""
+    record = run.record
+    groups = []
+    for role, version in {"": record.version, **record.versions}.items():
+        found = record.part_metrics.get(role, {}) if role else record.metrics
+        rows = [[name, n.number(float(value))] for name, value in found.items() if _is_number(value)]
+        if rows:
+            heading = el("span", el("strong", label(role or record.navigator)), " ", label(version))
+            groups.append(Group([heading, ""], rows))
+    settings = [[name, _setting(value)] for name, value in record.config.items()]
+    days = record.data.get("train_days") or []
+    return Part(
+        "Navigator",
+        el("span", label(record.navigator)),
+        f"Composed of {n.plural(len(record.versions), 'part')}." if record.versions else "Fitted whole.",
+        [
+            ("version", label(record.version) if record.version else None),
+            *((f"part {role}", label(version)) for role, version in record.versions.items()),
+            ("data", label(str(record.data["dataset"])) if record.data.get("dataset") else None),
+            ("trained on", f"{days[0]} to {days[-1]}" if days else None),
+        ],
+        [
+            section("Settings", None, table("How it decides", ["setting", "value"], settings)),
+            section(
+                "Validation",
+                None,
+                table("Metrics on held-out data, of each part its own", ["metric", "value"], groups)
+                if groups
+                else Markup(),
+            ),
+        ],
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _setting(value: Any) -> Child:
+    if value is None:
+        return n.DASH
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    return n.number(float(value)) if _is_number(value) else label(str(value))
 
 
 def _losses(history: Sequence[Mapping[str, Any]]) -> Markup:

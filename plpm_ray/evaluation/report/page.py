@@ -17,7 +17,7 @@ from plpm_ray.evaluation.report.experiment import ab_part
 from plpm_ray.evaluation.report.false_positives import aa_part
 from plpm_ray.evaluation.report.layout import Part, facts, shorten
 from plpm_ray.evaluation.report.markup import Child, Markup, el, label, plain
-from plpm_ray.evaluation.report.offline import evaluate_part, sweep_part, train_part
+from plpm_ray.evaluation.report.offline import evaluate_part, navigator_part, sweep_part, train_part
 from plpm_ray.evaluation.report.reading import Run, read_run
 from plpm_ray.evaluation.report.streaming import stream_part
 from plpm_ray.evaluation.report.uplift import uplift_part
@@ -29,11 +29,23 @@ _PARTS = {
     "uplift": uplift_part,
     "evaluate": evaluate_part,
     "sweep": sweep_part,
+    "navigator": navigator_part,
     "train": train_part,
     "stream": stream_part,
 }
 # what people came for stands first; within a kind, the order given
-_ORDER = ("ab", "uplift", "coverage", "evaluate", "calibration", "aa", "sweep", "train", "stream")
+_ORDER = (
+    "ab",
+    "uplift",
+    "coverage",
+    "evaluate",
+    "calibration",
+    "aa",
+    "sweep",
+    "navigator",
+    "train",
+    "stream",
+)
 
 
 def write(runs: Sequence[str | Path], output: str | Path, title: str | None = None) -> Path:

@@ -54,7 +54,7 @@ class Run:
 
     Attributes:
         folder: where it lies.
-        kind: "ab", "calibration", "coverage", "aa", "uplift", "evaluate", "sweep", "train" or "stream".
+        kind: "ab", "calibration", "coverage", "aa", "uplift", "evaluate", "sweep", "navigator", "train" or "stream".
         record: its checked JSON.
         config: its config.json, or nothing.
     """
@@ -101,6 +101,8 @@ def read_run(path: str | Path) -> Run:
     command = str(summary.get("command", "train" if "learner" in summary and "status" in summary else ""))
     if command in _AGAIN and command not in _COMMANDS and command != "train":
         raise _incomplete(folder, f"{command}.json", command)
+    if not command and "navigator" in summary and "status" in summary:
+        return _run(folder, "summary.json", "navigator", records.NavigatorRun)
     model = records.TrainRun if command == "train" else _COMMANDS.get(command)
     if model is None:
         raise DataError(

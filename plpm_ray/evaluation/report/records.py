@@ -295,6 +295,19 @@ class TrainRun(Record):
     data: dict[str, Any] = {}
 
 
+class NavigatorRun(Record):
+    """`summary.json` of `plpm train` of a navigator."""
+
+    status: str
+    navigator: str
+    version: str = ""
+    config: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    metrics: dict[str, Any] = {}
+    part_metrics: dict[str, dict[str, Any]] = {}
+    data: dict[str, Any] = {}
+
+
 class StreamRun(Record):
     """`summary.json` of `plpm stream`; its windows stand in `metrics.jsonl`."""
 

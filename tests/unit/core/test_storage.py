@@ -8,7 +8,15 @@ import pytest
 
 from plpm_ray.core.errors import ConfigError, DataError, StorageError
 from plpm_ray.core.registry import load_plugins, lookup, register
-from plpm_ray.core.storage import atomic_writer, read_json, read_parquet, write_json, write_parquet
+from plpm_ray.core.storage import (
+    atomic_writer,
+    newest_run,
+    read_json,
+    read_parquet,
+    runs_named,
+    write_json,
+    write_parquet,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -72,3 +80,13 @@ def test_plugins_register_and_unknown_names_get_a_hint(tmp_path):
         load_plugins([str(tmp_path / "none.py")])
     with pytest.raises(ConfigError, match="registered twice"):
         register("dataset", "test.plugin_data")(type("Other", (), {}))
+
+
+def test_a_run_is_not_taken_for_that_of_a_longer_name(tmp_path):
+    folders = ["klan-0123456789", "klan-am-0123456789-abcdef0123", "klan-isp-0123456789", "klan2-0123456789"]
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "summary.json").write_text("{}")
+    assert [run.name for run in runs_named(tmp_path / "klan")] == ["klan-0123456789"]
+    assert [run.name for run in runs_named(tmp_path / "klan-am")] == ["klan-am-0123456789-abcdef0123"]
+    assert newest_run(tmp_path / "klan-isp", ["summary.json"]) == tmp_path / "klan-isp-0123456789"
