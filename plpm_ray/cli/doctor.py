@@ -179,7 +179,15 @@ def _application(path: Path, applications: Any) -> Iterator[Finding]:
     """A config of `serve deploy`."""
     from plpm_ray.serving.deployment import read_args
 
-    for application in applications if isinstance(applications, list) else []:
+    found = applications if isinstance(applications, list) else []
+    ours = [a for a in found if isinstance(a, dict) and str(a.get("import_path", "")).endswith(":build")]
+    if not ours:
+        yield Finding(
+            "note",
+            f"{path} is no config of a plpm command",
+            "give a config of plpm or of its Serve application",
+        )
+    for application in ours:
         try:
             args = read_args(application.get("args", {}), f"{path}: args")
         except PlpmError as error:

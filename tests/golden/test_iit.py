@@ -24,7 +24,8 @@ def iit() -> IIT:
 
 def make(**config) -> IIT:
     spec, stats = fitted(K)
-    learner = IIT(IITConfig(hidden=(), embedding_dim=2, **config), spec, pages(K), stats)
+    given = {"alpha": 1.0, **config}
+    learner = IIT(IITConfig(hidden=(), embedding_dim=2, **given), spec, pages(K), stats)
     for network, bias in ((learner.q, (1.0, 2.0, 4.0)), (learner.q_target, (0.5, 3.0, -1.0))):
         linear = network.mlp[-1]
         torch.nn.init.zeros_(linear.weight)
