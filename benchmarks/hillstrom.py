@@ -63,7 +63,8 @@ def main() -> None:
         values: dict[str, list[dict[str, float]]] = {name: [] for name in args.learners}
         for seed in range(args.seeds):
             one_seed(warehouse, seed, args, values)
-    print(f"{args.data}, response {args.response}, {args.seeds} seeds, {args.epochs} epochs at most\n")
+    what = f", response {args.response}" if args.data == "hillstrom" else ""
+    print(f"{args.data}{what}, {args.seeds} seeds, {args.epochs} epochs at most\n")
     show(values)
 
 
@@ -127,7 +128,7 @@ def sized(
 
     if size is None or name not in WIDTHS:
         return build({})
-    made = (build(WIDTHS[name](width)) for width in range(4, 161, 2))
+    made = (build(WIDTHS[name](width)) for width in range(4, 257, 2))
     return min(made, key=lambda learner: abs(parameters(learner) - size))
 
 
