@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from plpm_ray.core.config import read_config
 from plpm_ray.core.storage import read_json
-from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.contract import DAY_MS, Warehouse
 from plpm_ray.data.day_table import day_name
 from plpm_ray.navigators.bundle import find_bundle, load_bundle
 from plpm_ray.policies.base import PolicyConfig
@@ -78,12 +76,15 @@ def next_day(warehouse: Warehouse) -> pa.Table:
     """The first sessions of the last day, a day later, of the users who came most often: no logged day has them."""
     last = warehouse.sessions.days()[-1]
     rows = pa.concat_tables([warehouse.sessions.read(b, [last]) for b in range(warehouse.info.n_buckets)])
-    often = rows["user_id"].value_counts()
-    users = often.field("values").take(pc.sort_indices(often.field("counts"), sort_keys=[("", "descending")]))
-    rows = rows.filter(pc.is_in(rows["user_id"], users[:30])).sort_by("entry_time").slice(0, SESSIONS)
+    users, of, count = np.unique(rows["user_id"].to_numpy(), return_inverse=True, return_counts=True)
+    often = np.isin(of, np.argsort(-count, kind="stable")[:30])
+    assert len(users) > 30
+    rows = rows.filter(pa.array(often)).sort_by("entry_time").slice(0, SESSIONS)
     assert len(rows) == SESSIONS
-    later = {name: pc.add(rows[name], dt.timedelta(days=1)) for name in ("entry_time", "exit_time")}
-    later["session_id"] = pc.add(rows["session_id"], 10**12)
+    later = {
+        name: pa.array(rows[name].cast(pa.int64()).to_numpy() + (DAY_MS if "time" in name else 10**12))
+        for name in ("entry_time", "exit_time", "session_id")
+    }
     columns = [later.get(name, rows[name]) for name in rows.column_names]
     return pa.table(columns, rows.column_names).cast(rows.schema)
 

@@ -153,4 +153,20 @@ def test_a_sweep_that_fits_says_how_many_trials_run_at_a_time(tmp_path) -> None:
 
 
 def test_another_file_is_said_to_be_none_of_ours(tmp_path) -> None:
-    assert found(write(tmp_path, applications=[]), containing="no config of a plpm command").level == "note"
+    assert found(write(tmp_path, services=[]), containing="no config of a plpm command").level == "note"
+
+
+def test_a_config_of_serve_deploy_is_checked(tmp_path) -> None:
+    right = {"bundle": str(tmp_path / "klan"), "parts": {"am": "runs/am"}, "refresh_s": 1}
+    config = write(tmp_path, applications=[{"args": right}])
+    assert found(config, containing="a config of `serve deploy`").level == "ok"
+    assert found(config, containing="no bundle at").level == "bad"
+    wrong = write(tmp_path, applications=[{"args": right | {"refresh": 1}}])
+    assert "refresh_s" in str(found(wrong, containing="refresh"))
+
+
+@pytest.mark.parametrize(
+    "content", [{"bundle": "runs/absent"}, {"bundle": "runs/absent", "users_per_batch": 9}]
+)
+def test_a_missing_bundle_is_bad(tmp_path, content) -> None:
+    assert found(write(tmp_path, **content), containing="no bundle at runs/absent").level == "bad"

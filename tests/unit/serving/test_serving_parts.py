@@ -83,6 +83,23 @@ def test_parts_that_do_not_fit_are_refused(folder: Path) -> None:
         served_bundle(args, SwapConfig(parts={"am": str(folder / "absent")}))
 
 
+def test_a_watched_part_may_come_later(folder: Path) -> None:
+    args = ServeArgs(bundle=str(folder / "klan"), parts={"am": str(folder / "later")}, refresh_s=60)
+    replica = Replica(args)
+    service = replica.start()
+    inside = composed_bundle().parts["am"].version
+    assert call(service, "POST", "/v1/navigate", ENTRY)[1]["versions"]["navigator_am"] == inside
+    assert replica.refresh() is False
+    save_bundle(bundle_of("klan.am", 78), folder / "later")
+    assert replica.refresh() is True
+    published = bundle_of("klan.am", 78).version
+    assert call(service, "POST", "/v1/navigate", ENTRY)[1]["versions"]["navigator_am"] == published
+    replica.close()
+    wrong = ServeArgs(bundle=str(folder / "klan"), parts={"ma": str(folder / "absent")}, refresh_s=60)
+    with pytest.raises(BundleError, match="absent"):
+        served_bundle(wrong, SwapConfig())
+
+
 def test_a_new_version_of_a_watched_part_is_taken_over_without_losing_requests(folder: Path) -> None:
     args = ServeArgs(bundle=str(folder / "klan"), parts={"am": str(folder / "am")}, refresh_s=0.02)
     replica = Replica(args)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from plpm_ray.core.errors import PlpmError
-from plpm_ray.core.storage import read_json
+from plpm_ray.core.storage import read_json, write_json
 from plpm_ray.evaluation import report
 from tests import report_runs as runs
 from tests.report_experiments import NASTY, ab_run
@@ -248,3 +248,18 @@ def test_nothing_is_written_where_a_run_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(PlpmError, match="no runs"):
         report.write([], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_trained_navigator_is_shown_with_its_parts(tmp_path: Path) -> None:
+    summary = {
+        "status": "finished",
+        "navigator": "klan",
+        "version": "klan-42bad3eb6f",
+        "config": {"fusion": "adaptive", "gamma": None, "population": [0.25, 0.75]},
+        "versions": {"isp": "klan.isp-9b417aac5e", "am": "klan.am-56e05de8d1"},
+        "part_metrics": {"isp": {"loss": 0.652}, "am": {"auc": 0.727}},
+    }
+    write_json(tmp_path / "klan" / "summary.json", summary)
+    said = page(tmp_path / "klan").said
+    assert "Composed of 2 parts." in said and "klan.am-56e05de8d1" in said
+    assert "population 0.250, 0.750" in said and "auc 0.727" in said and "loss 0.652" in said

@@ -101,7 +101,7 @@ def test_what_is_no_run_folder_is_refused_with_a_way_out(tmp_path: Path) -> None
 
 
 def test_a_name_without_its_hash_means_the_newest_run(tmp_path: Path) -> None:
-    old, new = (evaluate_run(tmp_path / f"evaluate-{i}") for i in range(2))
+    old, new = (evaluate_run(tmp_path / f"evaluate-{i:010x}") for i in range(2))
     os.utime(old / "summary.json", (1, 1))
     assert read_run(tmp_path / "evaluate").folder == new
     assert read_run(old).folder == old
