@@ -49,7 +49,7 @@ def test_iit_by_doubly_robust_value(tables: Path, tmp_path: Path):
     assert (result.n_trials, result.resumed) == (3, 0)
     assert result.best is not None and result.best.last is not None
     first = outcomes(result.run_dir)[0]
-    assert first[0] == {"alpha": 1.0, "beta": 1.0}
+    assert first[0] == {"alpha": 0.1, "beta": 1.0}
     assert result.best.last.low < result.best.last.value < result.best.last.high
     assert result.best.last.gain is not None
     assert "train/loss" in result.best.last.metrics

@@ -170,7 +170,10 @@ def test_a_trial_that_breaks_a_constraint_cannot_win(tables: Path, klan: Path, t
 
 def test_a_poor_trial_ends_after_some_of_its_users(tables: Path, klan: Path, tmp_path: Path):
     asha = {"name": "asha", "grace_epochs": 1, "reduction": 2}
-    config = world_sweep(tables, klan, tmp_path, scheduler=asha, trials=5, groups=3, startup_trials=5)
+    # the more even draws, the poorer
+    search = {"policy.epsilon": {"low": 0.0, "high": 1.0}}
+    rest = {"policy": {"kind": "epsilon"}, "trials": 5, "groups": 3, "startup_trials": 5}
+    config = world_sweep(tables, klan, tmp_path, scheduler=asha, search=search, **rest)
     result = sweep_world(config)
     found = outcomes(result.run_dir)
     stopped = [event for event in found.values() if event["status"] == "stopped"]
