@@ -121,8 +121,7 @@ class RawFeatures:
         numeric: (B, N) float32; NaN = missing.
         categorical: name -> (B,) integers (-1 = missing) or strings (object array or Arrow string array; None = missing).
         sequences: name -> (B, T) float32, newest first; NaN = no such session.
-        vectors: name -> (B, width) float32 of what a job wrote to the state store for these users (`Navigator.reads`);
-            a row of NaN where nothing is stored for the user. Names are absent where no store was asked.
+        vectors: name -> (B, width) float32 that jobs stored for the users (`Navigator.reads`); NaN where nothing is stored.
     """
 
     schema: FeatureSchema

@@ -27,7 +27,7 @@ def pick_device(config: TrainingConfig) -> torch.device:
 def make_optimiser(learner: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam, or AdamW with weight decay, over the trainable parameters; one fused kernel per step.
 
-    For a recorded step the learning rate is a tensor, which `set_lr` changes where it lies.
+    For a recorded step the learning rate is a tensor, which `set_rate` changes where it lies.
     """
     parameters = [p for p in learner.parameters() if p.requires_grad]
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
@@ -41,15 +41,11 @@ def make_optimiser(learner: nn.Module, config: TrainingConfig) -> torch.optim.Op
     )
 
 
-def learning_rate(config: TrainingConfig, done: float) -> float:
-    """The rate after a share `done` of all steps, 0 to 1."""
+def set_rate(optimiser: torch.optim.Optimizer, config: TrainingConfig, done: float) -> None:
+    """The learning rate after a share `done` of all steps, 0 to 1, for all parameters."""
     if config.lr_schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def set_lr(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Gives all parameters another learning rate."""
+        return
+    rate = config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)

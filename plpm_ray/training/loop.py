@@ -17,14 +17,7 @@ from plpm_ray.core.errors import ConfigError, PlpmError
 from plpm_ray.navigators.base import Learner
 from plpm_ray.training.comm import Comm, shared
 from plpm_ray.training.config import TrainingConfig
-from plpm_ray.training.device import (
-    learning_rate,
-    make_optimiser,
-    pick_device,
-    random_state,
-    set_lr,
-    set_random_state,
-)
+from plpm_ray.training.device import make_optimiser, pick_device, random_state, set_random_state, set_rate
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.graph import GraphedUpdate
 from plpm_ray.training.table import BatchSource, TensorTable, no_rows, steps_per_epoch
@@ -210,7 +203,6 @@ class Loop:
                 for callback in callbacks:
                     callback.on_checkpoint(self, record)
         self._flush()
-        seconds = max(time.perf_counter() - started, 1e-9)
         self.epoch += 1
         record: Record = {"step": self.total, "epoch": self.epoch}
         record |= {f"train/{name}": total / self.steps for name, total in self._sums.items()}
@@ -218,7 +210,8 @@ class Loop:
             self.epoch % self.config.eval_every == 0 or self.epoch == self.config.epochs
         ):
             record |= {f"valid/{name}": value for name, value in self._evaluate(self.valid).items()}
-        record["samples_per_s"] = (self.steps - first) * self.batch_size * self.comm.world / seconds
+        drawn = (self.steps - first) * self.batch_size * self.comm.world
+        record["samples_per_s"] = drawn / max(time.perf_counter() - started, 1e-9)
         self.step, self._sums = 0, {}
         self.history.append(record)
         return record
@@ -230,10 +223,8 @@ class Loop:
         self._count()
 
     def _set_rate(self) -> None:
-        if self.config.lr_schedule != "constant":
-            # from the place in the epoch: a group of another size resumes at the same one
-            done = (self.epoch + self.step / self.steps) / self.config.epochs
-            set_lr(self.optimiser, learning_rate(self.config, done))
+        # from the place in the epoch: a group of another size resumes at the same one
+        set_rate(self.optimiser, self.config, (self.epoch + self.step / self.steps) / self.config.epochs)
 
     def _update(self, batch: Mapping[str, Tensor]) -> None:
         """Forward, backward and optimiser; without a word to the CPU, so that it can be recorded."""
@@ -314,13 +305,10 @@ class Loop:
             return self.best.metrics
         if self.valid is None:
             return {}
-        found = [
-            {k[6:]: v for k, v in r.items() if k.startswith("valid/")}
-            for r in self.history
-            if "valid/rows" in r
-        ]
-        evaluated_last = bool(found) and "valid/rows" in self.history[-1]
-        return found[-1] if evaluated_last else evaluate(self.learner, self.valid, self.comm)
+        last = self.history[-1] if self.history else {}
+        if "valid/rows" in last:
+            return {k[6:]: v for k, v in last.items() if k.startswith("valid/")}
+        return evaluate(self.learner, self.valid, self.comm)
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs; a collective call."""
