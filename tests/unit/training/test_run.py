@@ -208,7 +208,7 @@ def test_tensorboard_and_mlflow_take_the_same_numbers(warehouse):
     client = mlflow.MlflowClient(f"sqlite:///{result.run_dir}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("plpm_ray").experiment_id])
     assert run.data.metrics["valid.loss"] == pytest.approx(result.metrics["loss"])
-    assert run.data.params["alpha"] == "1.0"
+    assert run.data.params["alpha"] == "0.1"
 
 
 def test_config_refuses_bad_workers():
