@@ -168,7 +168,7 @@ def test_simulated_logs_become_tables(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_quickstart_ends_with_an_experiment_and_its_report(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quickstart, "LOGS", world_logs(80, 7))
+    monkeypatch.setattr(quickstart, "LOGS", {**world_logs(160, 7), "trial": {"start_day": 1, "days": 3}})
     monkeypatch.setattr(quickstart, "TRAINING", {"epochs": 1, "batch_size": 512})
     experiment = {"design": "twins", "users": 60, "warmup_days": 2, "aa_days": 1, "ab_days": 2}
     monkeypatch.setattr(quickstart, "EXPERIMENT", experiment)
@@ -178,7 +178,16 @@ def test_quickstart_ends_with_an_experiment_and_its_report(
     summary = read_json(tmp_path / "q" / "summary.json")
     decision = summary["decision"]
     assert decision["page"] in decision["scores"] and decision["fallback"] is None
-    assert decision["versions"]["navigator"].startswith("klan.iit-")
+    assert decision["versions"]["navigator"].startswith("klan-")
+    assert set(decision["explanation"][decision["page"]]) == {"delta", "p", "gamma", "sigma"}
     arms = read_json(Path(summary["ab"]) / "ab.json")["arms"]
-    assert {"IIT", "DQN", "BC", "random", *(name.replace("_", " ") for name in HEURISTICS)} <= set(arms)
+    assert {
+        "KLAN",
+        "ISP",
+        "IIT",
+        "DQN",
+        "BC",
+        "random",
+        *(name.replace("_", " ") for name in HEURISTICS),
+    } <= set(arms)
     assert "<html" in Path(summary["report"]).read_text(encoding="utf-8")[:500]
