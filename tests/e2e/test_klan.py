@@ -56,7 +56,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> App:
     """data -> train -> score."""
     folder = tmp_path_factory.mktemp("klan")
     places = ["--set", f"tables={folder / 'tables'}"]
-    small = ["users=240", "days=7", "warmup_days=2", "trial.start_day=3"]
+    small = ["users=240", "days=7", "warmup_days=2", "trial.start_day=3", "trial.days=4"]
     done(
         "data",
         "jobs/data_world.yaml",
