@@ -37,7 +37,8 @@ class IITConfig(QConfig):
     alpha: Annotated[float, Tunable(0.01, 10.0, log=True)] = Field(
         0.1,
         ge=0,
-        description="base weight of the conservative penalty (eq. 10), per unit of squared mean sessions; 0 gives DQN",
+        description="base weight of the conservative penalty (eq. 10), per unit of squared mean sessions; logs of few thousand "
+        "users need more, of millions bear less; 0 gives DQN",
     )
     beta: Annotated[float, Tunable(0.0, 3.0)] = Field(
         1.0,
