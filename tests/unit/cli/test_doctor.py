@@ -158,10 +158,10 @@ def test_another_file_is_said_to_be_none_of_ours(tmp_path) -> None:
 
 def test_a_config_of_serve_deploy_is_checked(tmp_path) -> None:
     right = {"bundle": str(tmp_path / "klan"), "parts": {"am": "runs/am"}, "refresh_s": 1}
-    config = write(tmp_path, applications=[{"args": right}])
+    config = write(tmp_path, applications=[{"import_path": "serve.app:build", "args": right}])
     assert found(config, containing="a config of `serve deploy`").level == "ok"
     assert found(config, containing="no bundle at").level == "bad"
-    wrong = write(tmp_path, applications=[{"args": right | {"refresh": 1}}])
+    wrong = write(tmp_path, applications=[{"import_path": "serve.app:build", "args": right | {"refresh": 1}}])
     assert "refresh_s" in str(found(wrong, containing="refresh"))
 
 

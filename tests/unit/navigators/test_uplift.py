@@ -34,7 +34,12 @@ def build(name: str, k: int = 3, spec=None, stats=None, **config) -> UpliftLearn
     fitted_spec, fitted_stats = fitted(k)
     torch.manual_seed(0)
     cls = lookup("learner", name)
-    return cls(cls.Config(**config), spec or fitted_spec, pages(k), stats or fitted_stats).eval()
+    learner = cls(cls.Config(**config), spec or fitted_spec, pages(k), stats or fitted_stats).eval()
+    with torch.no_grad():
+        # ISP begins without any effect
+        for parameter in learner.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    return learner
 
 
 def example(name: str, k: int = 3, rows: int = 32) -> dict[str, Tensor]:

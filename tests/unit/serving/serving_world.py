@@ -113,9 +113,12 @@ def bundle_of(name: str = "klan.iit", seed: int = 0, **extra: Any) -> Bundle:
     torch.manual_seed(seed)
     cls = lookup("learner", name)
     config = {"hidden": (16, 16)} if "hidden" in cls.Config.model_fields else {}
-    return Bundle.of_learner(
-        cls(cls.Config.model_validate(config), spec, PAGES, stats), spec, PAGES, stats, **extra
-    )
+    learner = cls(cls.Config.model_validate(config), spec, PAGES, stats)
+    with torch.no_grad():
+        # ISP begins without any preference
+        for parameter in learner.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    return Bundle.of_learner(learner, spec, PAGES, stats, **extra)
 
 
 def composed_bundle(seed: int = 0, name: str = "klan", **config: Any) -> Bundle:
