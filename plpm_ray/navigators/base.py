@@ -26,7 +26,7 @@ class LearnerConfig(StrictConfig):
     """Base of learner configs; each field has a sentence, a unit, bounds, and a Tunable range where a sweep may search it."""
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """One trainable model with its loss. It knows no Ray, no files and no optimiser.
 
     Class attributes a subclass sets:
@@ -60,9 +60,9 @@ class Learner(nn.Module):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar loss terms of a batch; the one called "loss" is minimised."""
-        raise NotImplementedError(f"{type(self).__name__} must define losses()")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses, so that data-parallel wrapping sees their computation."""
@@ -75,9 +75,9 @@ class Learner(nn.Module):
         """Called before `after_step` with the step's loss terms, averaged over all processes, so that what is kept of
         them (dual variables, running means) is the same in each. It costs a message a step, if a learner has it."""
 
+    @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
         """(B, K) page scores, the higher the better, from `inputs` alone."""
-        raise NotImplementedError(f"{type(self).__name__} must define scores()")
 
     def values(self, batch: Batch) -> Tensor | None:
         """(B, K) expected return in seconds when each page is chosen, or None if the method has no such thing."""
@@ -270,6 +270,7 @@ class FittedNavigator(Heuristic):
         self.spec = spec
 
     @classmethod
+    @abstractmethod
     def fit(
         cls,
         config: Any,
@@ -285,4 +286,3 @@ class FittedNavigator(Heuristic):
         Returns:
             The named uint8 arrays, and metrics on the validation rows (empty without them).
         """
-        raise NotImplementedError(f"{cls.__name__} must define fit()")

@@ -7,6 +7,7 @@ the data pass and kept with the model, so that learning rate, guard and KL weigh
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, ClassVar
 
 import torch
@@ -115,9 +116,9 @@ class UpliftLearner(Learner):
             scaled_B if self.config.response_clip is None else scaled_B.clamp(max=self.config.response_clip)
         )
 
+    @abstractmethod
     def predict(self, batch: Batch) -> Tensor:
         """(B, K + 1) predicted responses of all arms, the control first, in mean responses of the control group."""
-        raise NotImplementedError(f"{type(self).__name__} must define predict()")
 
     def effects(self, batch: Batch) -> Tensor:
         """(B, K + 1) as `predict`, a page that nobody was given having the control's response."""

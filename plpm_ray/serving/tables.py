@@ -270,6 +270,7 @@ def _column(table: pa.Table, name: str, expected: str) -> pa.Array:
 def _cast(array: pa.Array, to: pa.DataType, name: str, expected: str) -> pa.Array:
     try:
         return array.cast(to)
+    # what Arrow raises where a value, or a pair of types, cannot be cast
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise FieldError(name, str(error).splitlines()[0], expected) from None
 

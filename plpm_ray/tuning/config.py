@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -96,14 +97,14 @@ class SearchConfig(StrictConfig):
         return {name: given}
 
     @property
+    @abstractmethod
     def steps(self) -> int:
         """Reports of a full trial: what the scheduler counts."""
-        raise NotImplementedError(f"{type(self).__name__} must define steps")
 
     @property
+    @abstractmethod
     def suggestions_seed(self) -> int:
         """Seed of the suggestions."""
-        raise NotImplementedError(f"{type(self).__name__} must define suggestions_seed")
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as JSON-like values: a sweep resumes only under the same."""

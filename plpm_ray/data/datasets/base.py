@@ -75,6 +75,7 @@ class Adapter(ABC):
     @property
     def gap_ms(self) -> int:
         """Longest pause inside a session, for events."""
+        # asked of `form` "events" only, which must say it; sessions have no gap to give
         raise NotImplementedError(f"{self.name} gives sessions")
 
     @property
@@ -104,6 +105,7 @@ class Adapter(ABC):
 
     def read_profile(self, item: Slice) -> Raw:
         """Rows of one profile item: user_id and the profile columns."""
+        # asked for the items of `profile_inputs` only, and here there are none
         raise NotImplementedError(f"{self.name} has no profiles")
 
     def assignment_inputs(self) -> list[Slice]:
@@ -112,6 +114,7 @@ class Adapter(ABC):
 
     def read_assignments(self, item: Slice) -> Raw:
         """Rows of one such item: user_id, arm, start_day, end_day."""
+        # asked for the items of `assignment_inputs` only, and here there are none
         raise NotImplementedError(f"{self.name} has no assignments")
 
     def assignment_origin(self, item: Slice) -> Origin:
