@@ -53,6 +53,17 @@ def set_rate(optimiser: torch.optim.Optimizer, config: TrainingConfig, done: flo
             group["lr"] = rate
 
 
+def take_step(optimiser: torch.optim.Optimizer, loss: Tensor, grad_clip: float | None) -> None:
+    """One update of the parameters, their gradient's norm cut to `grad_clip`; without a word to the CPU."""
+    parameters: list[Tensor] = optimiser.param_groups[0]["params"]
+    for parameter in parameters:
+        parameter.grad = None
+    loss.backward()
+    if grad_clip is not None:
+        nn.utils.clip_grad_norm_(parameters, grad_clip, foreach=True)
+    optimiser.step()
+
+
 def random_state(device: torch.device) -> dict[str, Tensor]:
     found = {"cpu": torch.get_rng_state()}
     return found | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})

@@ -17,7 +17,14 @@ from plpm_ray.core.errors import ConfigError, PlpmError
 from plpm_ray.navigators.base import Learner
 from plpm_ray.training.comm import Comm, shared
 from plpm_ray.training.config import TrainingConfig
-from plpm_ray.training.device import make_optimiser, pick_device, random_state, set_random_state, set_rate
+from plpm_ray.training.device import (
+    make_optimiser,
+    pick_device,
+    random_state,
+    set_random_state,
+    set_rate,
+    take_step,
+)
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.graph import GraphedUpdate
 from plpm_ray.training.table import BatchSource, TensorTable, no_rows, steps_per_epoch
@@ -130,7 +137,6 @@ class Loop:
         self.batch_size = min(max(1, round(config.batch_size / comm.world)), largest)
         self.steps = steps_per_epoch(largest, self.batch_size)
         self.optimiser = make_optimiser(learner, config)
-        self.parameters: list[Tensor] = self.optimiser.param_groups[0]["params"]
         self.model = self._wrap(learner)
         self.graphed = self._record()
         self.epoch = self.step = self.total = self.samples = 0
@@ -230,12 +236,7 @@ class Loop:
         """Forward, backward and optimiser; without a word to the CPU, so that it can be recorded."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.config.amp == "bf16" else nullcontext():
             terms = self.model(batch)
-        for parameter in self.parameters:
-            parameter.grad = None
-        terms["loss"].backward()
-        if self.config.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, foreach=True)
-        self.optimiser.step()
+        take_step(self.optimiser, terms["loss"], self.config.grad_clip)
         if not self._terms:
             self._terms = tuple(terms)
             self._window = torch.zeros(len(terms), dtype=torch.float64, device=self.device)

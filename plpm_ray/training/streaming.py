@@ -12,14 +12,14 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plpm_ray.core.errors import ConfigError, PlpmError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.navigators.base import Batch, Learner, encoded_tensors
 from plpm_ray.training.config import TrainingConfig
-from plpm_ray.training.device import make_optimiser
+from plpm_ray.training.device import make_optimiser, take_step
 from plpm_ray.training.prequential import Prequential
 from plpm_ray.training.stream_config import StreamTraining
 from plpm_ray.training.stream_sources import StreamRows
@@ -71,7 +71,6 @@ class StreamLearner:
         self.learner, self.spec, self.pages, self.config = learner, spec, pages, config
         options = {"lr": config.lr, "weight_decay": config.weight_decay}
         self.optimiser = make_optimiser(learner, TrainingConfig.model_validate(options))
-        self.parameters: list[Tensor] = self.optimiser.param_groups[0]["params"]
         self.overall, self.window = Prequential(pages.names), Prequential(pages.names)
         self.sessions = self.batches = self.steps = self.windows = 0
         self.window_from_ms = self.window_to_ms = 0
@@ -124,12 +123,7 @@ class StreamLearner:
 
     def _learn(self, batch: Batch) -> float:
         terms = self.learner(batch)
-        for parameter in self.parameters:
-            parameter.grad = None
-        terms["loss"].backward()
-        if self.config.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, foreach=True)
-        self.optimiser.step()
+        take_step(self.optimiser, terms["loss"], self.config.grad_clip)
         self.steps += 1
         with torch.no_grad():
             self.learner.after_losses({name: term.detach() for name, term in terms.items()})
