@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plpm_ray.core.errors import DataError, PlpmError, StorageError
+from plpm_ray.core.errors import ConfigError, DataError, PlpmError, StorageError
 
 
 @contextlib.contextmanager
@@ -63,6 +63,23 @@ def exclusive_lock(path: Path, busy: PlpmError) -> Iterator[None]:
             raise busy from None
         except OSError:
             pass  # a file system without locks
+        yield
+
+
+@contextlib.contextmanager
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder of a run and keeps other processes of this machine out of it while the block runs.
+
+    Raises:
+        ConfigError: another process (or another call in this one) is at it.
+        StorageError: it cannot be written.
+    """
+    with storage_errors(f"writing {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    busy = ConfigError(
+        f"{folder} is in use by another process", hint="wait for it or stop it, or give another name"
+    )
+    with exclusive_lock(folder / ".lock", busy):
         yield
 
 

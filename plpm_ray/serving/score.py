@@ -31,7 +31,7 @@ from plpm_ray.core.config import StrictConfig, config_hash
 from plpm_ray.core.errors import BundleError, ConfigError, DataError, PlpmError
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.storage import (
-    exclusive_lock,
+    exclusive_folder,
     read_json,
     read_parquet,
     storage_errors,
@@ -111,10 +111,7 @@ def score_users(config: ScoreConfig, store: StateStore | None = None) -> dict[st
     bundle = uplift_bundle(load_bundle(path, plugins))
     plan = _plan(config, path, bundle, plugins)
     folder = Path(config.output).expanduser().absolute() / f"day={day_name(plan.midnight.day)}"
-    with storage_errors(f"writing {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(f"{folder} is being written by another process", hint="wait for it")
-    with exclusive_lock(folder / ".lock", busy):
+    with exclusive_folder(folder):
         manifest, before = _day(config, plan, folder)
         opened = open_store(config.store) if store is None and config.store is not None else store
         stored = False

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from plpm_ray.core.config import config_hash
-from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.pages import PageCatalogue
-from plpm_ray.core.storage import exclusive_lock, read_json, storage_errors, write_json
+from plpm_ray.core.storage import exclusive_folder, read_json, storage_errors, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import day_name
 from plpm_ray.data.fit import fit_spec
@@ -77,12 +76,7 @@ def train_rllib(config: RLlibConfig, notify: Callable[[str], None] | None = None
     notify = notify or (lambda text: print(text, file=sys.stderr))
     job = _job(config)
     path = job.run_dir / "rllib.json"
-    with storage_errors(f"writing {job.run_dir}"):
-        job.run_dir.mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(
-        f"{job.run_dir} is being trained by another process", hint="wait for it, or give another name"
-    )
-    with exclusive_lock(job.run_dir / ".lock", busy):
+    with exclusive_folder(job.run_dir):
         if path.exists():
             notify(f"{job.run_dir.name} finished before; its results are returned")
         else:

@@ -12,9 +12,8 @@ from pydantic import Field
 
 import plpm_ray
 from plpm_ray.core.config import StrictConfig, config_hash
-from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import plugin_digest
-from plpm_ray.core.storage import exclusive_lock, read_json, storage_errors, write_json
+from plpm_ray.core.storage import exclusive_folder, read_json, write_json
 from plpm_ray.data.ray_exec import Backend
 from plpm_ray.simulation.config import WorldConfig, WorldRef
 
@@ -67,12 +66,7 @@ def run_folder(config: RunConfig, world: WorldConfig, **more: Any) -> Iterator[P
         "software": plpm_ray.__version__,
     }
     run_dir = Path(config.run_root) / f"{config.name}-{config_hash(identity)}"
-    with storage_errors(f"writing {run_dir}"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(
-        f"another process is writing the run {run_dir}", hint="wait for it, or give another name"
-    )
-    with exclusive_lock(run_dir / ".lock", busy):
+    with exclusive_folder(run_dir):
         write_json(run_dir / "config.json", identity)
         yield run_dir
 

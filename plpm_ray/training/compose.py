@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from plpm_ray.core.config import ConfigSource, config_hash, nearest, validate
 from plpm_ray.core.errors import ConfigError, DataError
 from plpm_ray.core.features import FeatureSpec, RawFeatures
 from plpm_ray.core.registry import load_plugins, lookup
-from plpm_ray.core.storage import exclusive_lock, read_json, read_parquet, storage_errors, write_json
+from plpm_ray.core.storage import exclusive_folder, read_json, read_parquet, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import day_name
 from plpm_ray.data.fit import fit_spec
@@ -147,7 +146,7 @@ def compose(
     )
     made = made.with_parts(bundles)
     run_dir = Path(run_root) / f"{run_name}-{config_hash([made.version, made.data])}"
-    with _exclusive(run_dir):
+    with exclusive_folder(run_dir):
         before = (run_dir / "summary.json").exists()
         if not before:
             navigator = made.navigator()
@@ -195,7 +194,7 @@ def fit_whole(
     data = _data(warehouse, train_days) | {"valid_days": [day_name(d) for d in valid_days]}
     identity = [name, config.model_dump(mode="json"), data, seed, spec.to_dict(), stats.to_dict()]
     run_dir = Path(run_root) / f"{run_name}-{config_hash(identity)}"
-    with _exclusive(run_dir):
+    with exclusive_folder(run_dir):
         before = (run_dir / "summary.json").exists()
         if not before:
             needs = Needs(cls.grain, cls.inputs, cls.columns)
@@ -291,14 +290,3 @@ def sample_rows(warehouse: Warehouse, days: Sequence[int]) -> RawFeatures:
             if len(raw):
                 return raw.take(np.arange(0, len(raw), -(-len(raw) // _SAMPLE_ROWS)))
     raise DataError("the training days hold no sessions", hint="check the split's days")
-
-
-@contextlib.contextmanager
-def _exclusive(run_dir: Path) -> Iterator[None]:
-    busy = ConfigError(
-        f"{run_dir} is being written by another process", hint="wait for it, or give another name"
-    )
-    with storage_errors(f"writing {run_dir}"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(run_dir / ".lock", busy):
-        yield

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
-from plpm_ray.core.storage import exclusive_lock, read_json, storage_errors, write_json
+from plpm_ray.core.storage import exclusive_folder, read_json, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.data.fit_trial import fit_trial
@@ -124,7 +123,7 @@ def train(
 def run_job(job: TrainJob, notify: Callable[[str], None]) -> TrainResult:
     """Trains, goes on with, or reads a run; see `train`."""
     started = time.perf_counter()
-    with _exclusive(job.run_dir):
+    with exclusive_folder(job.run_dir):
         known = job.claim()
         if (job.run_dir / "summary.json").exists():
             notify(f"{job.run_dir.name} finished before; its results are returned")
@@ -300,18 +299,6 @@ def _result(summary: Mapping[str, Any], run_dir: Path, started: float, finished_
         finished_before=finished_before,
         **{k: summary[k] for k in ("metrics", "history", "epochs", "steps", "samples")},
     )
-
-
-@contextlib.contextmanager
-def _exclusive(run_dir: Path) -> Iterator[None]:
-    """Keeps a second process of this machine out of a run folder; the lock ends with the process, however that ends."""
-    with storage_errors(f"writing {run_dir}"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(
-        f"{run_dir} is being trained by another process", hint="wait for it, or give another name"
-    )
-    with exclusive_lock(run_dir / ".lock", busy):
-        yield
 
 
 def _to_stderr(text: str) -> None:

@@ -29,7 +29,7 @@ from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
-from plpm_ray.core.storage import exclusive_lock, read_json, storage_errors, write_json
+from plpm_ray.core.storage import exclusive_folder, read_json, storage_errors, write_json
 from plpm_ray.data.contract import DAY_MS
 from plpm_ray.data.day_table import day_name
 from plpm_ray.navigators.base import Learner
@@ -108,12 +108,7 @@ def run_stream(
             hint="start from a bundle, or from tables, of the stream's own dataset",
         )
     run_dir = job.run_dir(source.identity)
-    with storage_errors(f"writing {run_dir}"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(
-        f"{run_dir} is learning in another process", hint="stop that one, or give another name"
-    )
-    with exclusive_lock(run_dir / ".lock", busy):
+    with exclusive_folder(run_dir):
         identity = job.identity(source.identity)
         claim_folder(run_dir, identity, {"training": job.training.model_dump(mode="json")}, "learn")
         return _Run(job, source, run_dir, config_hash(identity)).go(stop or (lambda: False))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plpm_ray.core.errors import StorageError
-from plpm_ray.core.storage import exclusive_lock, storage_errors
+from plpm_ray.core.storage import exclusive_folder, storage_errors
 
 Status = Literal["finished", "stopped", "refused", "failed", "lost"]
 
@@ -209,15 +209,11 @@ def open_ledger(run_dir: str | Path) -> Iterator[Ledger]:
     """The ledger of a run folder, locked against a second driver. The lock goes with the process, however it ends.
 
     Raises:
-        StorageError: another process runs this sweep, or the ledger is damaged.
+        ConfigError: another process runs this sweep.
+        StorageError: the ledger is damaged.
     """
     run_dir = Path(run_dir)
-    with storage_errors(f"writing {run_dir}"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    busy = StorageError(
-        f"{run_dir} is in use by another process", hint="wait for it, or give this sweep another name"
-    )
-    with exclusive_lock(run_dir / ".lock", busy):
+    with exclusive_folder(run_dir):
         yield Ledger(run_dir / "trials.jsonl")
 
 

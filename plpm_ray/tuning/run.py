@@ -57,7 +57,7 @@ def sweep(config: SweepConfig, source: ConfigSource | None = None) -> SweepResul
 
     Raises:
         ConfigError: an unknown learner or parameter, or a range that the config refuses.
-        StorageError: no tables, or another process runs this sweep.
+        StorageError: no tables. ConfigError: another process runs this sweep.
         PlpmError: the sweep was interrupted, or every trial failed.
     """
     space = config.space(source)

@@ -21,7 +21,7 @@ def sweep_world(config: WorldSweepConfig, source: ConfigSource | None = None) ->
 
     Raises:
         ConfigError, BundleError: see `open_subject`.
-        StorageError: no tables, or another process runs this sweep.
+        StorageError: no tables. ConfigError: another process runs this sweep.
         PlpmError: the sweep was interrupted, or every trial failed.
     """
     subject = open_subject(config, source)

@@ -52,7 +52,7 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
     config = _config(tmp_path)
     with (
         run_folder(config, load_world("kuaishou")),
-        pytest.raises(ConfigError, match="another process is writing the run"),
+        pytest.raises(ConfigError, match="in use by another process"),
     ):
         _folder(config)
     assert _folder(config)

@@ -142,7 +142,7 @@ def test_a_second_process_is_kept_out(warehouse):
     result = go(warehouse)
     with (result.run_dir / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="being trained by another process"):
+        with pytest.raises(ConfigError, match="in use by another process"):
             go(warehouse)
 
 

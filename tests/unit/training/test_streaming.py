@@ -151,7 +151,7 @@ def test_one_process_at_a_time_and_one_run_a_folder(tables, tmp_path):
     folder = run_dir(tmp_path / "am")
     with (
         exclusive_lock(folder / ".lock", ConfigError("busy")),
-        pytest.raises(ConfigError, match="is learning in another process"),
+        pytest.raises(ConfigError, match="is in use by another process"),
     ):
         stream_runs.run(tables, tmp_path / "am", None)
     stream_runs.run(tables, tmp_path / "am", None, stop_after=400, lr=5e-3)

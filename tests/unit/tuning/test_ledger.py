@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from plpm_ray.core.errors import StorageError
+from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.tuning.ledger import EpochReport, TrialRecord, close_record, open_ledger
 
 
@@ -57,7 +57,7 @@ def test_a_lost_trial_is_to_be_run_again(tmp_path):
 
 
 def test_a_second_process_is_kept_out(tmp_path):
-    with open_ledger(tmp_path), pytest.raises(StorageError, match="in use"), open_ledger(tmp_path):
+    with open_ledger(tmp_path), pytest.raises(ConfigError, match="in use"), open_ledger(tmp_path):
         pass
 
 
