@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -123,50 +123,25 @@ def compose(
     """
     started = time.perf_counter()
     cls, config = lookup("navigator", name), navigator_config(name, options, plugins)
-    given = {job.role for job in jobs}
-    if given != cls.roles.keys():
-        wrong = sorted(given ^ set(cls.roles))
+    wrong = sorted({job.role for job in jobs} ^ set(cls.roles))
+    if wrong:
         raise ConfigError(
             f"navigator {name!r} is composed of {sorted(cls.roles)}; parts {wrong} are missing or too many",
             hint=nearest(wrong[0], cls.roles) or "it has no parts",
         )
     paths = _train_parts(jobs, backend)
-    bundles = {role: load_bundle(path, tuple(plugins)) for role, path in paths.items()}
+    parts = {role: load_bundle(path, tuple(plugins)) for role, path in paths.items()}
     warehouse = Warehouse.open(warehouse_root)
-    spec, stats = fit_spec(warehouse, train_days)
-    made = Bundle(
-        "navigator",
-        name,
-        config.model_dump(mode="json"),
-        warehouse.info.pages,
-        spec,
-        stats,
-        data=_data(warehouse, train_days),
-        plugins=tuple(plugins),
-    )
-    made = made.with_parts(bundles)
-    run_dir = Path(run_root) / f"{run_name}-{config_hash([made.version, made.data])}"
-    with exclusive_folder(run_dir):
-        before = (run_dir / "summary.json").exists()
-        if not before:
-            navigator = made.navigator()
-            if isinstance(navigator, Composed):
-                settled = navigator.composed(sample_rows(warehouse, train_days))
-                made = made.with_options(settled.model_dump(mode="json"))
-            _write(run_dir, made, paths)
-    summary = read_json(run_dir / "summary.json")
-    metrics = {
-        f"{role}.{key}": value for role, part in bundles.items() for key, value in part.metrics.items()
-    }
-    seconds = time.perf_counter() - started
-    return ComposeResult(
-        run_dir,
-        run_dir / "bundle",
-        paths,
-        metrics | summary.get("metrics", {}),
-        seconds,
-        before,
-    )
+    composed = _bundle(name, config, warehouse, train_days, plugins).with_parts(parts)
+
+    def settled() -> Bundle:
+        navigator = composed.navigator()
+        if not isinstance(navigator, Composed):
+            return composed
+        found = navigator.composed(sample_rows(warehouse, train_days))
+        return composed.with_options(found.model_dump(mode="json"))
+
+    return _kept(Path(run_root) / run_name, [composed.version, composed.data], settled, paths, started)
 
 
 def fit_whole(
@@ -190,34 +165,56 @@ def fit_whole(
     started = time.perf_counter()
     cls: type[FittedNavigator] = lookup("navigator", name)
     config, warehouse = navigator_config(name, options, plugins), Warehouse.open(warehouse_root)
+    empty = _bundle(name, config, warehouse, train_days, plugins)
+    empty.data["valid_days"] = [day_name(d) for d in valid_days]
+
+    def fitted() -> Bundle:
+        needs = Needs(cls.grain, cls.inputs, cls.columns)
+        train, valid = (_rows(warehouse, days, empty.spec, needs) for days in (train_days, valid_days))
+        assert train is not None
+        weights, metrics = cls.fit(config, empty.spec, empty.pages, empty.stats, train, valid, seed)
+        tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
+        return replace(empty, weights=tensors, metrics=metrics)
+
+    return _kept(Path(run_root) / run_name, [empty.version, empty.data, seed], fitted, {}, started)
+
+
+def _bundle(
+    name: str, config: Any, warehouse: Warehouse, train_days: Sequence[int], plugins: Sequence[str]
+) -> Bundle:
+    """A navigator's bundle, as yet without weights and parts."""
     spec, stats = fit_spec(warehouse, train_days)
-    data = _data(warehouse, train_days) | {"valid_days": [day_name(d) for d in valid_days]}
-    identity = [name, config.model_dump(mode="json"), data, seed, spec.to_dict(), stats.to_dict()]
-    run_dir = Path(run_root) / f"{run_name}-{config_hash(identity)}"
+    data = {
+        "dataset": warehouse.info.name,
+        "fingerprint": warehouse.transitions.fingerprint(train_days),
+        "user_id": warehouse.info.user_id,
+        "train_days": [day_name(d) for d in train_days],
+    }
+    plain, pages = config.model_dump(mode="json"), warehouse.info.pages
+    return Bundle("navigator", name, plain, pages, spec, stats, data=data, plugins=tuple(plugins))
+
+
+def _kept(
+    folder: Path, identity: Any, make: Callable[[], Bundle], parts: Mapping[str, Path], started: float
+) -> ComposeResult:
+    """Makes and writes a navigator's bundle, or finds it written before, in `<folder>-<hash of the identity>`."""
+    run_dir = folder.with_name(f"{folder.name}-{config_hash(identity)}")
     with exclusive_folder(run_dir):
         before = (run_dir / "summary.json").exists()
         if not before:
-            needs = Needs(cls.grain, cls.inputs, cls.columns)
-            train, valid = (_rows(warehouse, days, spec, needs) for days in (train_days, valid_days))
-            assert train is not None
-            weights, metrics = cls.fit(config, spec, warehouse.info.pages, stats, train, valid, seed)
-            tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
-            bundle = Bundle(
-                "navigator",
-                name,
-                config.model_dump(mode="json"),
-                warehouse.info.pages,
-                spec,
-                stats,
-                tensors,
-                metrics,
-                data,
-                tuple(plugins),
-            )
-            _write(run_dir, bundle, {})
+            _write(run_dir, make(), parts)
     summary = read_json(run_dir / "summary.json")
-    seconds = time.perf_counter() - started
-    return ComposeResult(run_dir, run_dir / "bundle", {}, summary["metrics"], seconds, before)
+    metrics = {
+        f"{role}.{key}": value for role, of in summary["part_metrics"].items() for key, value in of.items()
+    }
+    return ComposeResult(
+        run_dir,
+        run_dir / "bundle",
+        dict(parts),
+        metrics | summary["metrics"],
+        time.perf_counter() - started,
+        before,
+    )
 
 
 def _train_parts(jobs: Sequence[PartJob], backend: Backend) -> dict[str, Path]:
@@ -261,15 +258,6 @@ def _write(run_dir: Path, bundle: Bundle, parts: Mapping[str, Path]) -> None:
             "data": bundle.data,
         },
     )
-
-
-def _data(warehouse: Warehouse, train_days: Sequence[int]) -> dict[str, Any]:
-    return {
-        "dataset": warehouse.info.name,
-        "fingerprint": warehouse.transitions.fingerprint(train_days),
-        "user_id": warehouse.info.user_id,
-        "train_days": [day_name(d) for d in train_days],
-    }
 
 
 def _rows(
