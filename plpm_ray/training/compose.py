@@ -28,6 +28,7 @@ from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.navigators.base import FittedNavigator, Heuristic
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle, save_bundle
 from plpm_ray.training.data import Needs, TableSource
+from plpm_ray.training.job import plugins_identity
 
 _SAMPLE_ROWS = 20_000
 
@@ -141,7 +142,13 @@ def compose(
         found = navigator.composed(sample_rows(warehouse, train_days))
         return composed.with_options(found.model_dump(mode="json"))
 
-    return _kept(Path(run_root) / run_name, [composed.version, composed.data], settled, paths, started)
+    return _kept(
+        Path(run_root) / run_name,
+        [composed.version, composed.data, plugins_identity(plugins)],
+        settled,
+        paths,
+        started,
+    )
 
 
 def fit_whole(
@@ -176,7 +183,13 @@ def fit_whole(
         tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
         return replace(empty, weights=tensors, metrics=metrics)
 
-    return _kept(Path(run_root) / run_name, [empty.version, empty.data, seed], fitted, {}, started)
+    return _kept(
+        Path(run_root) / run_name,
+        [empty.version, empty.data, seed, plugins_identity(plugins)],
+        fitted,
+        {},
+        started,
+    )
 
 
 def _bundle(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from plpm_ray.core.config import ConfigSource, config_hash, validate
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.features import FeatureSpec
-from plpm_ray.core.registry import load_plugins, lookup
+from plpm_ray.core.registry import load_plugins, lookup, plugin_digest
 from plpm_ray.core.stats import TableStats
 from plpm_ray.core.storage import read_json, write_json
 from plpm_ray.data.contract import Warehouse
@@ -192,6 +192,7 @@ def make_job(
             "encoder": config_hash([fitted[0].to_dict(), fitted[1].to_dict()]),
             **_rows_identity(warehouse, train_days, valid_days, users),
         },
+        **plugins_identity(plugins),
     }
     if not exact:
         folder = folder.with_name(f"{folder.name}-{config_hash(identity)}")
@@ -209,6 +210,11 @@ def make_job(
         identity=identity,
         users=users,
     )
+
+
+def plugins_identity(plugins: Sequence[str]) -> dict[str, Any]:
+    """What plugins add to the identity of a run: their content, so that an edited one is another run."""
+    return {"plugins": [plugin_digest(plugin) for plugin in plugins]} if plugins else {}
 
 
 def _rows_identity(

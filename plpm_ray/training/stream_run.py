@@ -35,7 +35,7 @@ from plpm_ray.data.day_table import day_name
 from plpm_ray.navigators.base import Learner
 from plpm_ray.navigators.bundle import Bundle, save_bundle
 from plpm_ray.training.checkpoint import FILE, load_state, save_state
-from plpm_ray.training.job import claim_folder
+from plpm_ray.training.job import claim_folder, plugins_identity
 from plpm_ray.training.stream_config import StreamTraining
 from plpm_ray.training.stream_sources import StreamRows, StreamSource
 from plpm_ray.training.streaming import Record, StreamLearner
@@ -77,6 +77,7 @@ class StreamJob:
             "start": self.started_from,
             "encoder": config_hash([self.spec.to_dict(), self.stats.to_dict()]),
             "source": source,
+            **plugins_identity(self.plugins),
         }
 
     def run_dir(self, source: dict[str, Any]) -> Path:

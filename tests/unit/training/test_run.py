@@ -12,6 +12,7 @@ from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.core.storage import read_json
 from plpm_ray.navigators.bundle import load_bundle
 from plpm_ray.training.config import TrainingConfig
+from plpm_ray.training.job import plugins_identity
 from plpm_ray.training.loop import Loop
 from plpm_ray.training.run import TrainResult, train
 from tests.training_tables import make_warehouse
@@ -229,3 +230,11 @@ def test_checkpoints_execute_no_pickled_code(tmp_path: Path):
     with pytest.raises(StorageError):
         load_state(tmp_path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_an_edited_plugin_is_another_run(tmp_path):
+    plugin, found = tmp_path / "mine.py", []
+    for text in ("A = 1\n", "A = 2\n"):
+        plugin.write_text(text)
+        found.append(plugins_identity([str(plugin)]))
+    assert found[0] != found[1] and plugins_identity([]) == {}
