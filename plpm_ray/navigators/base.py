@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plpm_ray.core.config import StrictConfig
+from plpm_ray.core.config import StrictConfig, config_hash
 from plpm_ray.core.features import Encoded, FeatureSpec, RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
@@ -205,14 +206,39 @@ class LearnerNavigator(Navigator):
             self.spec.encode(features, bins="bins" in wanted, sequences="sequences" in wanted)
         )
 
-    @torch.inference_mode()
+    @cached_property
+    def encoder(self) -> str:
+        """The same for navigators whose `inputs` are the same."""
+        return config_hash(
+            [self.spec.to_dict(), "bins" in self.learner.inputs, "sequences" in self.learner.inputs]
+        )
+
     def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
-        return self.learner.scores(self.inputs(features)).float().numpy()
+        return self.scored(self.inputs(features))
+
+    @torch.inference_mode()
+    def scored(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
+        """(B, K) float32 scores of model input."""
+        return self.learner.scores(inputs).float().numpy()
 
     @torch.inference_mode()
     def values(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray | None:
         values = self.learner.values(self.inputs(features))
         return None if values is None else values.float().numpy()
+
+
+def scores_of(navigators: Mapping[str, Navigator], features: RawFeatures) -> dict[str, np.ndarray]:
+    """(B, K) scores of several navigators; what is encoded alike is encoded once."""
+    inputs: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, np.ndarray] = {}
+    for name, navigator in navigators.items():
+        if not isinstance(navigator, LearnerNavigator):
+            found[name] = navigator.scores(features)
+            continue
+        if navigator.encoder not in inputs:
+            inputs[navigator.encoder] = navigator.inputs(features)
+        found[name] = navigator.scored(inputs[navigator.encoder])
+    return found
 
 
 class HeuristicConfig(StrictConfig):

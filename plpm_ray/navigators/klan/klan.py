@@ -29,7 +29,7 @@ from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import register
 from plpm_ray.core.stats import TableStats
-from plpm_ray.navigators.base import Heuristic, HeuristicConfig, Navigator
+from plpm_ray.navigators.base import Heuristic, HeuristicConfig, Navigator, scores_of
 
 DELTA = "delta"
 """Name of the stored vectors that hold delta."""
@@ -98,7 +98,7 @@ class KLAN(Heuristic):
 
     def part_scores(self, features: RawFeatures, roles: Sequence[str]) -> dict[str, np.ndarray]:
         """(B, K) scores of the parts asked for; serving may put in its place what asks them side by side."""
-        return {role: self.parts[role].scores(features) for role in roles}
+        return scores_of({role: self.parts[role] for role in roles}, features)
 
     def fused(
         self, features: RawFeatures, part_scores: Mapping[str, np.ndarray]
