@@ -26,7 +26,8 @@ from plpm_ray.data.features.batch import batch_features
 from plpm_ray.data.features.sessions import SESSION_INPUTS, EntryArrays, SessionArrays, user_codes
 from plpm_ray.data.features.shared import seconds
 from plpm_ray.data.history import History, joined_profiles, profile_fingerprint, read_profiles
-from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.data.ray_exec import Backend
+from plpm_ray.data.rebuild import rebuild
 from plpm_ray.data.staging import write_lock
 
 FEATURE_VERSION = 1
@@ -88,25 +89,19 @@ def _build(
     prints = {d: _fingerprint(d, inputs, sessions, common) for d in sorted(in_scope & sessions.keys())}
     stale = [d for d in prints if d not in built or built[d].inputs != prints[d]]
     dropped = sorted(in_scope & built.keys() - sessions.keys())
-    rows: dict[int, dict[int, int]] = {d: {} for d in stale}
-    if stale or dropped:
-        gen = table.new_generation()
-        buckets = range(warehouse.info.n_buckets)
-        plan = [_Chunk.of(chunk, inputs, sessions) for chunk in chunked(stale, chunk_days)]
-        items = [_Task(warehouse.root, bucket, gen, plan) for bucket in buckets]
-        try:
-            counts = run_tasks(
-                _build_bucket, items, backend=backend, workers=workers, progress="building transitions"
-            )
-        except BaseException:
-            table.discard(gen)
-            raise
-        for bucket, written in zip(buckets, counts, strict=True):
-            for day, n in written.items():
-                rows[day][bucket] = n
-        table.commit(gen, rows, {d: prints[d] for d in stale}, drop=dropped)
-    total = sum(sum(r.values()) for r in rows.values())
-    return BuildSummary(stale, [d for d in prints if d not in rows], dropped, total)
+    plan = [_Chunk.of(chunk, inputs, sessions) for chunk in chunked(stale, chunk_days)]
+    total = rebuild(
+        table,
+        stale,
+        prints,
+        dropped,
+        _build_bucket,
+        lambda gen: [_Task(warehouse.root, bucket, gen, plan) for bucket in range(warehouse.info.n_buckets)],
+        backend=backend,
+        workers=workers,
+        progress="building transitions",
+    )
+    return BuildSummary(stale, [d for d in prints if d not in stale], dropped, total)
 
 
 def read_transitions(

@@ -28,7 +28,8 @@ from plpm_ray.data.day_inputs import day_inputs
 from plpm_ray.data.day_table import DayEntry, day_name
 from plpm_ray.data.features.sessions import milliseconds, sum_by_session, user_codes
 from plpm_ray.data.history import History, Midnight, profile_fingerprint, read_profiles
-from plpm_ray.data.ray_exec import Backend, run_tasks
+from plpm_ray.data.ray_exec import Backend
+from plpm_ray.data.rebuild import rebuild
 from plpm_ray.data.split import UserSplitConfig, trial_parts
 from plpm_ray.data.staging import write_lock
 
@@ -137,23 +138,21 @@ def _build(warehouse: Warehouse, backend: Backend, workers: int | None) -> Trial
             plan.append(_Day(midnight, period))
     dropped = sorted(built.keys() - prints.keys())
     stale = [d.midnight.day for d in plan]
-    rows = {day: {} for day in stale}
-    if plan or dropped:
-        gen, buckets = table.new_generation(), range(warehouse.info.n_buckets)
-        items = [_Task(warehouse.root, bucket, gen, plan, min(sessions), max(sessions)) for bucket in buckets]
-        try:
-            counts = run_tasks(
-                _build_bucket, items, backend=backend, workers=workers, progress="building the trial table"
-            )
-        except BaseException:
-            table.discard(gen)
-            raise
-        for bucket, written in zip(buckets, counts, strict=True):
-            for day, n in written.items():
-                rows[day][bucket] = n
-        table.commit(gen, rows, {d: prints[d] for d in stale}, drop=dropped)
-    total = sum(sum(r.values()) for r in rows.values())
-    left = [d for d in prints if d not in rows]
+    ends = min(sessions), max(sessions)
+    total = rebuild(
+        table,
+        stale,
+        prints,
+        dropped,
+        _build_bucket,
+        lambda gen: [
+            _Task(warehouse.root, bucket, gen, plan, *ends) for bucket in range(warehouse.info.n_buckets)
+        ],
+        backend=backend,
+        workers=workers,
+        progress="building the trial table",
+    )
+    left = [d for d in prints if d not in stale]
     return TrialSummary(stale, left, dropped, total, len(assigned) - len(logged), trial_arms(warehouse))
 
 
