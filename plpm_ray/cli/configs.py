@@ -77,16 +77,6 @@ class TrainRunConfig(StrictConfig):
         default=(), description="files or modules that register learners of your own"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, data: object) -> object:
-        if isinstance(data, dict):
-            short = {
-                key: {"name": data[key]} for key in ("learner", "navigator") if isinstance(data.get(key), str)
-            }
-            return {**data, **short}
-        return data
-
     @model_validator(mode="after")
     def _one_of_both(self) -> TrainRunConfig:
         if (self.learner is None) == (self.navigator is None):

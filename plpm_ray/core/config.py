@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from plpm_ray.core.errors import ConfigError
@@ -29,10 +29,16 @@ class StrictConfig(BaseModel):
 
 
 class Named(BaseModel):
-    """A section `{name: registered name, ...its own options}`; the options are checked by the named class' Config."""
+    """A section `{name: registered name, ...its own options}`, or the name alone; the options are checked by the named class'
+    Config."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
 
     @property
     def options(self) -> dict[str, Any]:

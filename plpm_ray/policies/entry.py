@@ -33,13 +33,6 @@ class PolicyEntry(StrictConfig):
         default=PolicyConfig(), description="how pages are drawn from the scores of what scores them"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _navigator_by_name(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("navigator"), str):
-            data = {**data, "navigator": {"name": data["navigator"]}}
-        return data
-
     @model_validator(mode="after")
     def _one_of_all(self) -> PolicyEntry:
         given = [way for way in self.ways if getattr(self, way) is not None]
