@@ -72,16 +72,10 @@ class ComposeResult:
 
 @runtime_checkable
 class Composed(Protocol):
-    """A navigator some of whose settings follow from its parts.
-
-    Attributes:
-        settled: names of those settings; `composed` finds them where they are None.
-    """
-
-    settled: tuple[str, ...]
+    """A navigator some of whose settings follow from its parts."""
 
     def composed(self, features: RawFeatures) -> Any:
-        """The config with those settings filled in, from rows of the training window."""
+        """The config with those settings filled in that are None, from rows of the training window."""
         ...
 
 

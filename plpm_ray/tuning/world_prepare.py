@@ -21,7 +21,6 @@ from plpm_ray.simulation.arms import ArmConfig, check_arm
 from plpm_ray.simulation.config import WorldConfig
 from plpm_ray.simulation.twins import Twins
 from plpm_ray.simulation.world import World
-from plpm_ray.training.compose import sample_rows
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.tuning.config import located
 from plpm_ray.tuning.prepare import searched_horizons, training_tables
@@ -56,15 +55,6 @@ class Subject:
         """Roles whose parts are trained in the trials."""
         sections = {dimension.section.partition(".")[0] for dimension in self.space}
         return tuple(role for role in self.bundle.parts if role in sections)
-
-    @property
-    def settled(self) -> tuple[str, ...]:
-        """Settings of the navigator that follow from its parts, and so are found again in a trial that trains one."""
-        if not self.searched:
-            return ()
-        names = getattr(lookup("navigator", self.bundle.name), "settled", ())
-        fixed = {d.path[0] for d in self.space if d.section == "navigator"} | set(self.config.options)
-        return tuple(name for name in names if name not in fixed)
 
     @property
     def base(self) -> dict[Section, dict[str, Any]]:
@@ -158,7 +148,7 @@ def prepare_world(subject: Subject) -> tuple[WorldTask, dict[str, Any]]:
         DataError: the training days hold no sessions.
     """
     config, bundle = subject.config, subject.bundle
-    parts, sample = {}, None
+    parts = {}
     if subject.searched:
         spec, stats = fit_spec(subject.warehouse, subject.train_days)
         for role in subject.searched:
@@ -167,8 +157,6 @@ def prepare_world(subject: Subject) -> tuple[WorldTask, dict[str, Any]]:
             cls = lookup("learner", part.name)
             place = (subject.warehouse.root, subject.train_days, spec)
             parts[role] = PartData(spec, stats, training_tables(cls, part.config, horizons, *place))
-    if subject.settled:
-        sample = sample_rows(subject.warehouse, subject.train_days)
     world = World(subject.world)
     users = np.array_split(config.first_user + np.arange(config.users), config.groups)
     days = (config.warmup_days, config.aa_days, config.ab_days)
@@ -185,8 +173,6 @@ def prepare_world(subject: Subject) -> tuple[WorldTask, dict[str, Any]]:
         base=subject.base,
         space=subject.space,
         parts=parts,
-        settled=subject.settled,
-        sample=sample,
         value=value,
         threads=max(1, int(config.cpus_per_trial)),
     )

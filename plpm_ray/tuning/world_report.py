@@ -68,13 +68,12 @@ def _notes(subject: Subject, facts: Mapping[str, Any]) -> list[str]:
 def best_yaml(subject: Subject, best: TrialRecord) -> str:
     """A config for `plpm train` that puts the best point together: searched parts trained, the others as they are."""
     config, settings = subject.config, settings_of(subject, best.params)
-    options = {k: v for k, v in settings["navigator"].items() if k not in subject.settled}
     trained: dict[str, Any] = {
         "name": f"{config.name}-best",
         "run_root": config.run_root,
         "tables": config.tables,
         "split": config.split.model_dump(mode="json"),
-        "navigator": {"name": subject.bundle.name, **options},
+        "navigator": {"name": subject.bundle.name, **settings["navigator"]},
         "parts": {role: _part(subject, role, settings) for role in subject.bundle.parts},
     }
     if config.plugins:

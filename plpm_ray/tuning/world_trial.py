@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from plpm_ray.core.config import config_hash
-from plpm_ray.core.features import FeatureSpec, RawFeatures
+from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
 from plpm_ray.navigators.base import Navigator
@@ -24,7 +24,6 @@ from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.simulation.navigated import NavigatorChooser
 from plpm_ray.simulation.online import OnlineFeatures
 from plpm_ray.training.comm import Comm
-from plpm_ray.training.compose import Composed
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.job import build_learner
 from plpm_ray.training.loop import Loop, pick_device
@@ -62,8 +61,6 @@ class WorldTask:
         base: the settings outside the search, by section.
         space: the searched parameters.
         parts: role -> what it is trained from, of the roles that trials train.
-        settled: settings of the navigator that are found again from its parts.
-        sample: rows that they are found on; None where there are none of them.
         value: judges a navigator.
         threads: CPU threads of a process that runs trials.
     """
@@ -73,8 +70,6 @@ class WorldTask:
     base: Mapping[Section, Mapping[str, Any]]
     space: Space
     parts: Mapping[str, PartData]
-    settled: tuple[str, ...]
-    sample: RawFeatures | None
     value: WorldValue
     threads: int = 1
 
@@ -106,13 +101,7 @@ class WorldPlace:
         """The composed navigator at a point."""
         task = self.task
         parts = {role: self.part(role, params) for role in task.parts}
-        options = task.settings("navigator", params) | dict.fromkeys(task.settled)
-        made = task.bundle.with_parts(parts).with_options(options)
-        if task.sample is not None:
-            navigator = made.navigator()
-            assert isinstance(navigator, Composed)
-            made = made.with_options(navigator.composed(task.sample).model_dump(mode="json"))
-        return made
+        return task.bundle.with_parts(parts).with_options(task.settings("navigator", params))
 
     def part(self, role: str, params: Mapping[str, Any]) -> Bundle:
         """The part of a role, trained with a point's settings.

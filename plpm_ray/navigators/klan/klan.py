@@ -71,7 +71,6 @@ class KLAN(Heuristic):
     Config: ClassVar[type[HeuristicConfig]] = KLANConfig
     config: KLANConfig
     roles: ClassVar[Mapping[str, str]] = {"isp": "klan.isp", "iit": "klan.iit", "am": "klan.am"}
-    settled = ("population",)
     reads = (DELTA,)
     answers_unknown = True
 

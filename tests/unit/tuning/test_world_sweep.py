@@ -125,22 +125,6 @@ def test_parts_are_kept_for_trials_that_differ_in_the_fusion_only(tables: Path, 
     assert third.parts["am"].config == {**kept.parts["am"].config, "threshold": 0.01}
 
 
-def test_what_follows_from_the_parts_is_found_again_unless_it_is_given(
-    tables: Path, klan: Path, tmp_path: Path
-):
-    params = {"iit.alpha": 0.05}
-    search = {"iit.alpha": None}
-    subject = open_subject(world_sweep(tables, klan, tmp_path, search=search))
-    assert set(subject.settled) == {"population"}
-    found = WorldPlace(prepare_world(subject)[0]).bundle(params).config
-    # no part that it follows from was trained again
-    assert found["population"] == pytest.approx(load_bundle(klan).config["population"])
-    given = [1 / 3] * 3
-    fixed = world_sweep(tables, klan, tmp_path, search=search, options={"population": given})
-    assert open_subject(fixed).settled == ()
-    assert open_subject(world_sweep(tables, klan, tmp_path)).settled == ()
-
-
 def test_the_best_point_is_a_config_that_makes_the_very_navigator(tables: Path, klan: Path, tmp_path: Path):
     for search in (PARTS, {"navigator.p_temperature": None}):
         config = world_sweep(tables, klan, tmp_path, search=search, name=f"of_{len(search)}")
