@@ -118,19 +118,13 @@ def _stream_part(
     plugins: tuple[str, ...],
 ) -> Path:
     """The training days in time order; a run that was cut goes on where it was."""
-    from plpm_ray.data.fit import fit_spec
-    from plpm_ray.training.job import build_learner, resolve_config
     from plpm_ray.training.stream_run import StreamJob, run_stream
     from plpm_ray.training.stream_sources import TableReplay
 
-    load_plugins(plugins)
     warehouse = Warehouse.open(tables)
-    spec, stats = fit_spec(warehouse, days)
-    cls, pages = lookup("learner", learner), warehouse.info.pages
-    made = build_learner(cls, resolve_config(cls, options), spec, pages, stats, training.seed)
     # another content of the same days is another stream
     folder = Path(where[0]) / f"{where[1]}-{warehouse.transitions.fingerprint(days)}"
-    job = StreamJob(made, spec, pages, stats, training, folder, dataset=warehouse.info.name, plugins=plugins)
+    job = StreamJob.untrained(learner, options, warehouse, days, training, folder, plugins)
     source = TableReplay(warehouse, days[0], days[-1])
     run_stream(job, source)
     return job.run_dir(source.identity) / "bundle"

@@ -44,32 +44,26 @@ def make_job(settings: Any, given: ConfigSource) -> Any:
     """
     from plpm_ray.core.registry import load_plugins, lookup
     from plpm_ray.data.contract import Warehouse
-    from plpm_ray.data.fit import fit_spec
     from plpm_ray.navigators.bundle import find_bundle, load_bundle
-    from plpm_ray.training.job import build_learner
     from plpm_ray.training.stream_run import StreamJob
 
     plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in settings.plugins)
     load_plugins(plugins)
-    common = {"training": settings.training, "folder": Path(settings.run_root) / settings.name}
+    training, folder = settings.training, Path(settings.run_root) / settings.name
     if settings.bundle is not None:
         bundle = learner_bundle(load_bundle(find_bundle(settings.bundle), plugins))
         what = bundle.learner(), bundle.spec, bundle.pages, bundle.stats
         dataset = str(bundle.data.get("dataset", "unknown"))
-        return StreamJob(
-            *what, **common, dataset=dataset, started_from=bundle.version, plugins=tuple(bundle.plugins)
-        )
+        return StreamJob(*what, training, folder, dataset, bundle.version, tuple(bundle.plugins))
     warehouse = Warehouse.open(settings.tables)
     days = warehouse.transitions.days()
     if not days:
         raise ConfigError(
             f"{given.where(('tables',))}: {settings.tables} holds no transitions", hint="run `plpm data`"
         )
-    spec, stats = fit_spec(warehouse, days[: settings.fit_days])
-    cls, pages = lookup("learner", settings.learner.name), warehouse.info.pages
-    options = validate(cls.Config, given, ("learner",), settings.learner.options)
-    learner = build_learner(cls, options.model_dump(mode="json"), spec, pages, stats, settings.training.seed)
-    return StreamJob(learner, spec, pages, stats, **common, dataset=warehouse.info.name, plugins=plugins)
+    name, options = settings.learner.name, settings.learner.options
+    validate(lookup("learner", name).Config, given, ("learner",), options)
+    return StreamJob.untrained(name, options, warehouse, days[: settings.fit_days], training, folder, plugins)
 
 
 def learner_bundle(bundle: Any) -> Any:

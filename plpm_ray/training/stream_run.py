@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,16 @@ from plpm_ray.core.config import config_hash
 from plpm_ray.core.errors import ConfigError, StorageError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
+from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
 from plpm_ray.core.storage import exclusive_folder, read_json, storage_errors, write_json
-from plpm_ray.data.contract import DAY_MS
+from plpm_ray.data.contract import DAY_MS, Warehouse
 from plpm_ray.data.day_table import day_name
+from plpm_ray.data.fit import fit_spec
 from plpm_ray.navigators.base import Learner
 from plpm_ray.navigators.bundle import Bundle, save_bundle
 from plpm_ray.training.checkpoint import FILE, load_state, save_state
-from plpm_ray.training.job import claim_folder, plugins_identity
+from plpm_ray.training.job import build_learner, claim_folder, plugins_identity, resolve_config
 from plpm_ray.training.stream_config import StreamTraining
 from plpm_ray.training.stream_sources import StreamRows, StreamSource
 from plpm_ray.training.streaming import Record, StreamLearner
@@ -67,6 +69,31 @@ class StreamJob:
     dataset: str
     started_from: str | None = None
     plugins: tuple[str, ...] = ()
+
+    @classmethod
+    def untrained(
+        cls,
+        learner: str,
+        options: Mapping[str, Any],
+        warehouse: Warehouse,
+        fit_days: Sequence[int],
+        training: StreamTraining,
+        folder: Path,
+        plugins: Sequence[str] = (),
+    ) -> StreamJob:
+        """A new learner, its encoder fitted on some days of the tables.
+
+        Raises:
+            ConfigError: an unknown learner, or a wrong setting.
+            DataError: the days hold no sessions.
+        """
+        plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in plugins)
+        load_plugins(plugins)
+        kind, pages = lookup("learner", learner), warehouse.info.pages
+        spec, stats = fit_spec(warehouse, fit_days)
+        made = build_learner(kind, resolve_config(kind, options), spec, pages, stats, training.seed)
+        dataset = warehouse.info.name
+        return cls(made, spec, pages, stats, training, folder, dataset, plugins=plugins)
 
     def identity(self, source: dict[str, Any]) -> dict[str, Any]:
         """What decides the result; a run goes on under the same only."""
