@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,23 +49,42 @@ def fit_spec(
             f"the transition table of {day_name(lacking[0])} is not built", hint="run `plpm data`"
         )
     schema = warehouse.info.features
-    fingerprint = config_hash([_VERSION, days, table.fingerprint(days), schema.to_dict()], length=16)
-    path = warehouse.root / "fitted" / f"{fingerprint}.json"
-    if path.exists():
-        kept = read_json(path)
-        return FeatureSpec.from_dict(kept["spec"]), TableStats.from_dict(kept["stats"])
-    chunks = [days[i : i + _DAYS_AT_A_TIME] for i in range(0, len(days), _DAYS_AT_A_TIME)]
-    sample_rows = max(200, _SAMPLE_ROWS // max(1, warehouse.info.n_buckets * len(chunks)))
-    items = [_Part(warehouse.root, bucket, chunks, sample_rows) for bucket in range(warehouse.info.n_buckets)]
-    fitter, stats = SpecFitter(schema), no_stats(len(schema.pages))
-    for part_fitter, part_stats in run_tasks(
-        _fit_bucket, items, backend=backend, workers=workers, progress="fitting features"
-    ):
-        fitter.merge(part_fitter)
-        stats += part_stats
-    # both ways give the same numbers: what is returned now is what will be read later
-    kept = {"spec": fitter.finish().to_dict(), "stats": stats.to_dict(), "days": [day_name(d) for d in days]}
-    write_json(path, kept)
+
+    def fit() -> tuple[FeatureSpec, TableStats]:
+        chunks = [days[i : i + _DAYS_AT_A_TIME] for i in range(0, len(days), _DAYS_AT_A_TIME)]
+        buckets = range(warehouse.info.n_buckets)
+        sample_rows = max(200, _SAMPLE_ROWS // max(1, len(buckets) * len(chunks)))
+        items = [_Part(warehouse.root, bucket, chunks, sample_rows) for bucket in buckets]
+        fitter, stats = SpecFitter(schema), no_stats(len(schema.pages))
+        for part_fitter, part_stats in run_tasks(
+            _fit_bucket, items, backend=backend, workers=workers, progress="fitting features"
+        ):
+            fitter.merge(part_fitter)
+            stats += part_stats
+        return fitter.finish(), stats
+
+    key = [_VERSION, days, table.fingerprint(days), schema.to_dict()]
+    return remembered(warehouse, key, fit, {"days": [day_name(d) for d in days]})
+
+
+def remembered(
+    warehouse: Warehouse,
+    key: Any,
+    fit: Callable[[], tuple[FeatureSpec, TableStats]],
+    notes: Mapping[str, Any],
+) -> tuple[FeatureSpec, TableStats]:
+    """What `fit` finds, kept in the warehouse's `fitted/` folder and read from there as long as `key` is the same.
+
+    Args:
+        key: JSON-like values that decide the result.
+        notes: what the file says besides, for people.
+    """
+    path = warehouse.root / "fitted" / f"{config_hash(key, length=16)}.json"
+    if not path.exists():
+        spec, stats = fit()
+        write_json(path, {"spec": spec.to_dict(), "stats": stats.to_dict(), **notes})
+    # read back even now, so that the numbers are those that will be read later
+    kept = read_json(path)
     return FeatureSpec.from_dict(kept["spec"]), TableStats.from_dict(kept["stats"])
 
 

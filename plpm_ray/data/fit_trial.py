@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plpm_ray.core.config import config_hash
 from plpm_ray.core.errors import DataError
 from plpm_ray.core.feature_fitting import SpecFitter
 from plpm_ray.core.features import FeatureSpec, RawFeatures
 from plpm_ray.core.stats import TableStats
-from plpm_ray.core.storage import read_json, write_json
 from plpm_ray.data.contract import Warehouse
-from plpm_ray.data.fit import no_stats
+from plpm_ray.data.fit import no_stats, remembered
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.data.split import TRAIN, UserSplitConfig
 from plpm_ray.data.trials import read_part
@@ -44,13 +42,15 @@ def fit_trial(
     """
     need_trial(warehouse)
     schema, table = warehouse.info.features, warehouse.trial
-    fingerprint = config_hash(
-        ["trial", _VERSION, table.fingerprint(), schema.to_dict(), split.model_dump()], length=16
-    )
-    path = warehouse.root / "fitted" / f"{fingerprint}.json"
-    if path.exists():
-        kept = read_json(path)
-        return FeatureSpec.from_dict(kept["spec"]), TableStats.from_dict(kept["stats"])
+    users = split.model_dump()
+    key = ["trial", _VERSION, table.fingerprint(), schema.to_dict(), users]
+    return remembered(warehouse, key, lambda: _fit(warehouse, split, backend, workers), {"users": users})
+
+
+def _fit(
+    warehouse: Warehouse, split: UserSplitConfig, backend: Backend, workers: int | None
+) -> tuple[FeatureSpec, TableStats]:
+    schema = warehouse.info.features
     buckets = range(warehouse.info.n_buckets)
     items = [_Part(warehouse.root, b, split, max(200, _SAMPLE_ROWS // len(buckets))) for b in buckets]
     k = len(schema.pages)
@@ -63,14 +63,10 @@ def fit_trial(
         response += part_response
     if not users.sum():
         raise DataError(
-            f"{table.root} holds no users of the part 'train'",
+            f"{warehouse.trial.root} holds no users of the part 'train'",
             hint="lower `users.test_share`, or give more users",
         )
-    stats = replace(no_stats(k), arm_users=users, arm_response=response)
-    # both ways give the same numbers: what is returned now is what will be read later
-    kept = {"spec": fitter.finish().to_dict(), "stats": stats.to_dict(), "users": split.model_dump()}
-    write_json(path, kept)
-    return FeatureSpec.from_dict(kept["spec"]), TableStats.from_dict(kept["stats"])
+    return fitter.finish(), replace(no_stats(k), arm_users=users, arm_response=response)
 
 
 def need_trial(warehouse: Warehouse) -> None:

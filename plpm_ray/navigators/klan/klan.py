@@ -102,7 +102,7 @@ class KLAN(Heuristic):
     def fused(
         self, features: RawFeatures, part_scores: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(B, K) sigma of eq. 13, and what it is made of: delta, p, gamma (as far as they were needed), sigma."""
+        """(B, K) sigma, and what it is made of: delta, p, gamma (as far as they were needed), sigma."""
         config, found = self.config, {}
         if config.fusion in ("adaptive", "isp"):
             raw = features.vectors[DELTA] if DELTA in features.vectors else part_scores["isp"]
