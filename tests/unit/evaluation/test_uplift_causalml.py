@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from plpm_ray.evaluation.uplift_curves import auuc, qini_coefficient, qini_curve, uplift_curve
@@ -20,7 +21,6 @@ from plpm_ray.evaluation.uplift_curves import auuc, qini_coefficient, qini_curve
 metrics = pytest.importorskip(
     "causalml.metrics.visualize", reason="causalml is not installed; development only"
 )
-pd = pytest.importorskip("pandas")
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray]
 

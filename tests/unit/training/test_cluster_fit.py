@@ -9,7 +9,8 @@ from plpm_ray.training.config import TrainingConfig
 
 
 def fit(monkeypatch, nodes: list[dict[str, float]], low: int, high: int, **training):
-    ray = pytest.importorskip("ray")
+    import ray
+
     from plpm_ray.training.trainer import fit_to_cluster
 
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])

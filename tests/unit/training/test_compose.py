@@ -108,7 +108,7 @@ def test_options_and_parts_of_a_bundle_make_another_version(warehouse, tmp_path)
 
 
 def test_trees_are_fitted_whole_and_judged_on_the_validation_days(warehouse, tmp_path):
-    pytest.importorskip("lightgbm")
+    pytest.importorskip("lightgbm", reason="the extra `lightgbm` is not installed")
     kept = {"run_root": tmp_path, "run_name": "trees"}
     options = {"rounds": 60, "min_leaf_rows": 10, "leaves": 8}
     first = fit_whole("reference.lightgbm", options, warehouse.root, DAYS, [FIRST_DAY + 3], **kept)

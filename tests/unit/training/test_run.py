@@ -202,8 +202,8 @@ def test_a_plugin_is_one_file(warehouse, tmp_path):
 
 
 def test_tensorboard_and_mlflow_take_the_same_numbers(warehouse):
-    pytest.importorskip("tensorboard")
-    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     result = go(warehouse, trackers=["tensorboard", "mlflow"], epochs=1)
     assert list((result.run_dir / "tensorboard").glob("events*"))
     client = mlflow.MlflowClient(f"sqlite:///{result.run_dir}/mlflow.db")

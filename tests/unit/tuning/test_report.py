@@ -6,7 +6,6 @@ import csv
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import pytest
 import yaml
 
 from plpm_ray.core.storage import read_json
@@ -95,11 +94,11 @@ def test_files(tmp_path: Path):
 
 
 def test_the_best_point_is_a_config_for_training(tmp_path: Path):
-    configs = pytest.importorskip("plpm_ray.cli.configs")
+    from plpm_ray.cli.configs import TrainRunConfig
     from plpm_ray.core.config import load_config
 
     write_results(tmp_path, CONFIG, CONFIG.space(), RECORDS, FACTS)
-    loaded = load_config(configs.TrainRunConfig, tmp_path / "best.yaml")
+    loaded = load_config(TrainRunConfig, tmp_path / "best.yaml")
     assert loaded.learner.name == "klan.iit"
     assert loaded.learner.options == {"hidden": [16], "alpha": 0.5, "beta": 0.5}
     assert (loaded.training.lr, loaded.training.epochs) == (0.002, 2)
