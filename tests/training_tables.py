@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from plpm_ray.core.feature_fitting import fitted_spec
-from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures
+from plpm_ray.core.features import HISTORY_DAYS, FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
@@ -34,7 +34,24 @@ def raw_features(schema: FeatureSchema, rows: int, rng: np.random.Generator) -> 
         "recent_landing": rng.integers(0, k, (rows, 8)).astype(np.float32),
         "recent_use_s": rng.gamma(1.0, 60.0, (rows, 8)).astype(np.float32),
     }
-    return RawFeatures(schema, numeric, categorical, sequences)
+    raw = RawFeatures(schema, numeric, categorical, sequences)
+    sessions = rng.poisson(2.0, (rows, HISTORY_DAYS)) * (rng.random((rows, HISTORY_DAYS)) < 0.7)
+    use_s = sessions * rng.gamma(2.0, 100.0, sessions.shape)
+    raw.days = np.stack([use_s, sessions], axis=2).astype(np.float32)
+    return raw
+
+
+def with_session(raw: RawFeatures, rng: np.random.Generator) -> RawFeatures:
+    """The same rows with what came of the session, as reward models read it."""
+    k = len(raw.schema.pages)
+    visits = rng.poisson(0.7, (len(raw), k)).astype(np.float32)
+    raw.session = {
+        "action": rng.integers(0, k, len(raw)),
+        "switches": visits.sum(axis=1).astype(np.int64),
+        "page_views": visits * rng.poisson(4.0, visits.shape).astype(np.float32),
+        "page_visits": visits,
+    }
+    return raw
 
 
 def fitted(k: int = 3, rows: int = 400, seed: int = 0) -> tuple[FeatureSpec, TableStats]:
@@ -53,6 +70,9 @@ def fitted(k: int = 3, rows: int = 400, seed: int = 0) -> tuple[FeatureSpec, Tab
         hour=raw.categorical["hour"],
         step=steps,
     )
+    sessions = rng.integers(1, 12, rows)
+    stats.day_totals = TableStats.days(sessions, 400.0 * np.log1p(sessions) * rng.gamma(4.0, 0.25, rows))
+    stats.reward_s = 0.8 * stats.use_s
     arm = rng.integers(0, k + 1, rows)
     stats.arm_users = np.bincount(arm, minlength=k + 1).astype(np.float64)
     stats.arm_response = np.bincount(arm, weights=rng.gamma(1.0, 600.0, rows), minlength=k + 1)
@@ -88,6 +108,7 @@ def _day(ids: np.ndarray, day: int, schema: FeatureSchema, rng: np.random.Genera
     step = np.concatenate([np.arange(c) for c in counts])
     n = len(user)
     raw = raw_features(schema, n, rng)
+    raw.days = None
     liked = np.maximum(raw.categorical["last_exit_page"], 0)
     landing = np.where(rng.random(n) < 0.5, liked, rng.integers(0, len(schema.pages), n))
     use_s = np.where(landing == liked, 200.0, 60.0) * rng.gamma(4.0, 0.25, n)
@@ -104,6 +125,22 @@ def _day(ids: np.ndarray, day: int, schema: FeatureSchema, rng: np.random.Genera
             "step": step.astype(np.int16),
             "done": np.append(user[1:] != user[:-1], True),
             "propensity": pa.nulls(n, pa.float64()),
+            **_visited(landing, use_s, len(schema.pages), rng),
             **raw.to_columns(),
         }
     )
+
+
+def _visited(landing: np.ndarray, use_s: np.ndarray, k: int, rng: np.random.Generator) -> dict[str, pa.Array]:
+    """Seconds, video views and visits by page; half of the use is on the landing page."""
+    visits = rng.integers(0, 2, (len(landing), k)).astype(np.float32)
+    visits[np.arange(len(landing)), landing] += 1
+    share = visits / visits.sum(axis=1, keepdims=True) / 2
+    share[np.arange(len(landing)), landing] += 0.5
+    dwell = share * use_s[:, None]
+    views = np.rint(dwell / 12)
+    found = {"page_dwell_s": dwell, "page_views": views, "page_visits": visits}
+    return {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).reshape(-1)), k)
+        for name, values in found.items()
+    }

@@ -25,6 +25,10 @@ RECENT_STEPS = 8
 WINDOW_DAYS = (7, 30)
 PAGE_WINDOW_DAYS = (7, 14)
 HISTORY_DAYS = 30
+DAYS_COLUMN = "x_days"
+SESSION_KEYS = ("action", "switches", "page_views", "page_visits")
+"""What is known of a session that has ended, beside its durations: landing page (B,), page switches (B,), video views (B, K) on
+each page (NaN = unknown) and visits (B, K) to each page. Durations are what is learnt from it, so they are not among these."""
 ColumnKind = Literal["numeric", "categorical"]
 
 _TODAY = ("today_entries", "today_use_s", "today_switches", "today_views")
@@ -122,6 +126,10 @@ class RawFeatures:
         categorical: name -> (B,) integers (-1 = missing) or strings (object array or Arrow string array; None = missing).
         sequences: name -> (B, T) float32, newest first; NaN = no such session.
         vectors: name -> (B, width) float32 that jobs stored for the users (`Navigator.reads`); NaN where nothing is stored.
+        days: (B, HISTORY_DAYS, 2) float32 seconds of use and sessions of each of the last local days, yesterday first; zeros
+            where there was no session. None where nobody asked for it (`Navigator.reads_days`).
+        session: what came of the session, for learners that judge it after it has ended: name -> (B, ...), the names being
+            those of `SESSION_KEYS`. Empty at an entry.
     """
 
     schema: FeatureSchema
@@ -129,6 +137,8 @@ class RawFeatures:
     categorical: dict[str, Any]
     sequences: dict[str, np.ndarray]
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    days: np.ndarray | None = None
+    session: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -144,29 +154,34 @@ class RawFeatures:
     def take(self, rows: np.ndarray) -> RawFeatures:
         """The rows at the given positions (or a boolean mask)."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        cats, sequences, vectors = (
+        cats, sequences, vectors, session = (
             {k: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index] for k, v in kept.items()}
-            for kept in (self.categorical, self.sequences, self.vectors)
+            for kept in (self.categorical, self.sequences, self.vectors, self.session)
         )
-        return RawFeatures(self.schema, self.numeric[index], cats, sequences, vectors)
+        days = None if self.days is None else self.days[index]
+        return RawFeatures(self.schema, self.numeric[index], cats, sequences, vectors, days, session)
 
     @classmethod
     def concat(cls, parts: Sequence[RawFeatures]) -> RawFeatures:
         """The rows of one or more parts, one part after another; all have the schema and the vectors of the first."""
-        cats, sequences, vectors = (
+        cats, sequences, vectors, session = (
             {name: _joined([getattr(part, kind)[name] for part in parts]) for name in getattr(parts[0], kind)}
-            for kind in ("categorical", "sequences", "vectors")
+            for kind in ("categorical", "sequences", "vectors", "session")
         )
         numeric = np.concatenate([part.numeric for part in parts])
-        return cls(parts[0].schema, numeric, cats, sequences, vectors)
+        days = [part.days for part in parts if part.days is not None]
+        joined = np.concatenate(days) if days else None
+        return cls(parts[0].schema, numeric, cats, sequences, vectors, joined, session)
 
     def to_columns(self) -> dict[str, pa.Array]:
-        """Arrow columns for storage: `x_numeric` (FixedSizeList<float>), `cat:<name>`, `seq:<name>`."""
+        """Arrow columns for storage: `x_numeric` (FixedSizeList<float>), `cat:<name>`, `seq:<name>`, and `x_days` if there."""
         columns: dict[str, pa.Array] = {"x_numeric": _packed(self.numeric)}
         for name, values in self.categorical.items():
             columns[f"cat:{name}"] = _category_column(values)
         for name, values in self.sequences.items():
             columns[f"seq:{name}"] = _packed(values)
+        if self.days is not None:
+            columns[DAYS_COLUMN] = _packed(self.days.reshape(len(self), -1))
         return columns
 
     @classmethod
@@ -193,7 +208,11 @@ class RawFeatures:
         for name in schema.categorical:
             column = table[f"cat:{name}"].combine_chunks()
             cats[name] = column if pa.types.is_string(column.type) else column.to_numpy(zero_copy_only=False)
-        return cls(schema, numeric, cats, {s: unpack(table[f"seq:{s}"]) for s in schema.sequences})
+        sequences = {s: unpack(table[f"seq:{s}"]) for s in schema.sequences}
+        found = cls(schema, numeric, cats, sequences)
+        if DAYS_COLUMN in table.column_names:
+            found.days = unpack(table[DAYS_COLUMN]).reshape(len(numeric), HISTORY_DAYS, 2)
+        return found
 
 
 def _packed(values: np.ndarray) -> pa.Array:

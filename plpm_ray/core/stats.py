@@ -25,6 +25,9 @@ class TableStats:
         landing_dwell_s: (K,) dwell on the landing page, seconds.
         arm_users: (K + 1,) users of a randomised trial by arm, the control first; None where there was no trial.
         arm_response: (K + 1,) sums of their responses, in the response's unit.
+        day_totals: (8,) over users' active local days, with s sessions and y seconds of use a day and x = ln(1 + s): number of
+            days, then the sums of s, s^2, y, y^2, x, x^2 and x y; None where they were not counted.
+        reward_s: total of the rewards of these sessions, seconds; None where no reward model has judged them.
     """
 
     sessions: int
@@ -36,6 +39,8 @@ class TableStats:
     landing_dwell_s: np.ndarray
     arm_users: np.ndarray | None = None
     arm_response: np.ndarray | None = None
+    day_totals: np.ndarray | None = None
+    reward_s: float | None = None
 
     @classmethod
     def of(
@@ -59,6 +64,14 @@ class TableStats:
             np.bincount(landing, weights=landing_dwell_s, minlength=n_pages),
         )
 
+    @staticmethod
+    def days(sessions: np.ndarray, use_s: np.ndarray) -> np.ndarray:
+        """`day_totals` of B user-days: (B,) sessions and (B,) seconds."""
+        s, y = sessions.astype(np.float64), use_s.astype(np.float64)
+        x = np.log1p(s)
+        sums = [values.sum() for values in (s, s * s, y, y * y, x, x * x, x * y)]
+        return np.array([len(s), *sums])
+
     def __add__(self, other: TableStats) -> TableStats:
         return TableStats(*(_added(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
@@ -66,6 +79,58 @@ class TableStats:
     def mean_use_s(self) -> float:
         """Mean seconds a session; the reward scale. 1.0 where nothing was used, so that dividing stays defined."""
         return self.use_s / self.sessions if self.sessions and self.use_s > 0 else 1.0
+
+    @property
+    def mean_day_sessions(self) -> float:
+        """Mean sessions of an active user-day; 1.0 where none were counted."""
+        return self._day_mean(1)
+
+    @property
+    def mean_day_use_s(self) -> float:
+        """Mean seconds of use of an active user-day, the scale of day models; 1.0 where none were counted or nothing used."""
+        return self._day_mean(3)
+
+    @property
+    def day_sessions_variance(self) -> float:
+        """Variance of the sessions of an active user-day."""
+        return self._day_variance(1)
+
+    @property
+    def day_use_variance(self) -> float:
+        """Variance of the seconds of use of an active user-day, s^2."""
+        return self._day_variance(3)
+
+    @property
+    def day_law(self) -> tuple[float, float]:
+        """a and b of GLAN eq. 17 in seconds: least squares of a day's use on ln(1 + sessions).
+
+        (0, mean use) where all days have the same number of sessions, so that the law is always defined.
+        """
+        if self.day_totals is None or not self.day_totals[0]:
+            return 0.0, self.mean_day_use_s
+        n, _, _, y, _, x, xx, xy = self.day_totals.tolist()
+        spread = xx / n - (x / n) ** 2
+        if spread <= 1e-12:
+            return 0.0, y / n
+        a = (xy / n - x / n * y / n) / spread
+        return a, y / n - a * x / n
+
+    @property
+    def reward_ratio(self) -> float:
+        """Reward per second of use over all sessions; 1.0 where no reward model has judged them."""
+        return self.reward_s / self.use_s if self.reward_s is not None and self.use_s > 0 else 1.0
+
+    def _day_mean(self, place: int) -> float:
+        if self.day_totals is None or not self.day_totals[0]:
+            return 1.0
+        mean = float(self.day_totals[place] / self.day_totals[0])
+        return mean if mean > 0 else 1.0
+
+    def _day_variance(self, place: int) -> float:
+        if self.day_totals is None or not self.day_totals[0]:
+            return 0.0
+        n = self.day_totals[0]
+        return max(float(self.day_totals[place + 1] / n - (self.day_totals[place] / n) ** 2), 0.0)
 
     @property
     def hour_activity(self) -> np.ndarray:
@@ -101,10 +166,15 @@ class TableStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableStats:
-        arrays = {
-            k: np.asarray(v, dtype=np.float64) for k, v in data.items() if k not in ("sessions", "use_s")
-        }
-        return cls(sessions=int(data["sessions"]), use_s=float(data["use_s"]), **arrays)
+        plain = ("sessions", "use_s", "reward_s")
+        arrays = {k: np.asarray(v, dtype=np.float64) for k, v in data.items() if k not in plain}
+        reward_s = data.get("reward_s")
+        return cls(
+            sessions=int(data["sessions"]),
+            use_s=float(data["use_s"]),
+            reward_s=None if reward_s is None else float(reward_s),
+            **arrays,
+        )
 
 
 def _added(a: Any, b: Any) -> Any:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from plpm_ray.core.config import StrictConfig, config_hash
-from plpm_ray.core.features import Encoded, FeatureSpec, RawFeatures
+from plpm_ray.core.errors import DataError
+from plpm_ray.core.features import HISTORY_DAYS, SESSION_KEYS, Encoded, FeatureSpec, RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
 
 Batch = Mapping[str, Tensor]
-Grain = Literal["transition", "session", "user"]
+Grain = Literal["transition", "session", "trajectory", "day", "user"]
 
 
 class LearnerConfig(StrictConfig):
@@ -32,15 +33,21 @@ class Learner(nn.Module, ABC):
 
     Class attributes a subclass sets:
         Config: its config class.
-        grain: the table rows it learns from; "transition" adds the next state under the keys `next.*`; "user" are the
-            users of a randomised trial, with features as of the midnight before it.
+        grain: the table rows it learns from; "transition" adds the next state under the keys `next.*`; "trajectory" are
+            the sessions of whole local days, one after the other in each batch and each day in order ("step" 0 begins one);
+            "day" are a user's active local days, with features as of their first entry; "user" are the users of a
+            randomised trial, with features as of the midnight before it.
         inputs: which encodings it reads: "dense" (B, N) float32, "cat" (B, F) int64, "bins" (B, N) int64,
-            "sequences" (keys `seq.<name>`, (B, T) float32).
+            "sequences" (keys `seq.<name>`, (B, T) float32), "days" (B, 30, 2) float32 seconds and sessions of the days
+            before, yesterday first; "session", what came of the session (the keys `SESSION_KEYS`).
         columns: table columns it reads besides, each (B,): "action" int64, "use_s", "landing_dwell_s" float32 seconds,
             "switches" int64, "hour" int64 0-23, "step" int64 entry number of the day from 0, "done" float32 (1 = last
             of its episode), "propensity" float32 (NaN = unknown); any other numeric column of the table by its name,
-            (B,) or (B, width), where `example_batch` must then make it too. Of users: "arm" int64 (0 = control, k = the
-            page at position k - 1), "response" float32 in its natural unit.
+            (B,) or (B, width), where `example_batch` must then make it too. Of sessions: "page_dwell_s" (B, K) seconds on
+            each page, "reward" (the column of a reward model, `plpm reward`). Of days: "use_s" and "sessions" of the whole
+            day. Of users: "arm" int64 (0 = control, k = the page at position k - 1), "response" float32 in its natural unit.
+        says: None where `scores` are scores of the K pages; else the names of the numbers it gives. Such a learner is a
+            part of others and chooses no pages itself.
 
         streamed: it is made to learn sessions in the order in which they happen.
 
@@ -50,6 +57,7 @@ class Learner(nn.Module, ABC):
     name: ClassVar[str]
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
     streamed: ClassVar[bool] = False
+    says: ClassVar[tuple[str, ...] | None] = None
     grain: ClassVar[Grain] = "transition"
     inputs: ClassVar[tuple[str, ...]] = ("dense", "cat")
     columns: ClassVar[tuple[str, ...]] = ("action", "use_s", "done", "hour", "step")
@@ -78,7 +86,7 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
-        """(B, K) page scores, the higher the better, from `inputs` alone."""
+        """(B, K) page scores, the higher the better, from `inputs` alone; or (B, len(says)) of what it says."""
 
     def values(self, batch: Batch) -> Tensor | None:
         """(B, K) expected return in seconds when each page is chosen, or None if the method has no such thing."""
@@ -106,7 +114,14 @@ class Learner(nn.Module, ABC):
             "propensity": torch.rand(rows, generator=gen) * 0.9 + 0.1,
             "arm": torch.randint(k + 1, (rows,), generator=gen),
             "response": torch.rand(rows, generator=gen) * 1200,
+            "sessions": torch.randint(1, 12, (rows,), generator=gen).float(),
+            "page_dwell_s": torch.rand(rows, k, generator=gen) * 300,
+            "reward": torch.rand(rows, generator=gen) * 500,
         }
+        if cls.grain == "trajectory":
+            # days of 1 to 16 sessions; 32 rows are whole days, whatever the seed
+            lengths = torch.tensor([1, 5, 2, 8, 16]).repeat(-(-rows // 32))
+            made["step"] = torch.cat([torch.arange(n) for n in lengths.tolist()])[:rows]
         batch = {name: made[name] for name in cls.columns}
         for prefix in ("", "next.") if cls.grain == "transition" else ("",):
             batch |= {
@@ -128,7 +143,46 @@ def _example_inputs(
     if "sequences" in inputs and spec.schema.history:
         made["seq.recent_landing"] = torch.randint(k + 1, (rows, 8), generator=gen).float()
         made["seq.recent_use_s"] = torch.randn(rows, 8, generator=gen)
+    if "days" in inputs:
+        sessions = torch.randint(0, 6, (rows, HISTORY_DAYS), generator=gen).float()
+        made["days"] = torch.stack(
+            [sessions * 300 * torch.rand(rows, HISTORY_DAYS, generator=gen), sessions], dim=2
+        )
+    if "session" in inputs:
+        visits = torch.randint(0, 3, (rows, k), generator=gen).float()
+        made["page_visits"] = visits
+        made["page_views"] = visits * torch.randint(0, 9, (rows, k), generator=gen)
+        made["switches"] = visits.sum(1).long()
+        made["action"] = torch.randint(k, (rows,), generator=gen)
     return made
+
+
+def input_tensors(
+    features: RawFeatures, spec: FeatureSpec, inputs: tuple[str, ...], prefix: str = ""
+) -> dict[str, Tensor]:
+    """The tensors of a learner's `inputs` from raw features.
+
+    Raises:
+        DataError: the features lack the days before, or what came of the session.
+    """
+    tensors = encoded_tensors(spec.encode(features, bins="bins" in inputs, sequences="sequences" in inputs), prefix)
+    if "days" in inputs:
+        if features.days is None:
+            raise DataError(
+                "the features hold no days before", hint="compute them with `days=True`, as navigators that read them do"
+            )
+        tensors["days"] = torch.from_numpy(features.days)
+    if "session" in inputs:
+        lacking = [key for key in SESSION_KEYS if key not in features.session]
+        if lacking:
+            raise DataError(
+                f"the features do not say what came of the session: {lacking[0]!r} is missing",
+                hint="a reward model judges sessions that have ended; it chooses no pages",
+            )
+        for key in SESSION_KEYS:
+            values = torch.from_numpy(np.ascontiguousarray(features.session[key]))
+            tensors[key] = values.long() if key in ("action", "switches") else values.float()
+    return tensors
 
 
 def encoded_tensors(encoded: Encoded, prefix: str = "") -> dict[str, Tensor]:
@@ -156,6 +210,7 @@ class Navigator(ABC):
         answers_unknown: it has an answer for users without any history; others leave them to a simpler navigator.
         reads: names of vectors that jobs write to the state store for each user and that it wants under
             `RawFeatures.vectors`.
+        reads_days: it wants `RawFeatures.days`.
     """
 
     name: str
@@ -164,6 +219,7 @@ class Navigator(ABC):
     state_size: int = 0
     answers_unknown: bool = False
     reads: tuple[str, ...] = ()
+    reads_days: bool = False
 
     @abstractmethod
     def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
@@ -184,7 +240,8 @@ class Navigator(ABC):
     ) -> np.ndarray:
         """New (B, state_size) state after sessions ended.
 
-        `outcome` holds (B,) "action", "use_s", "landing_dwell_s", "switches", and "views" (video views; 0 if unknown).
+        `outcome` holds (B,) "action", "use_s", "landing_dwell_s", "switches", and "views" (video views; 0 if unknown), and
+        (B, K) "page_views" (NaN if unknown) and "page_visits".
         """
         return state
 
@@ -198,20 +255,17 @@ class LearnerNavigator(Navigator):
         self.pages = pages
         self.name = learner.name
         self.version = version
+        self.reads_days = "days" in learner.inputs
 
     def inputs(self, features: RawFeatures) -> dict[str, Tensor]:
         """Model input of raw features."""
-        wanted = self.learner.inputs
-        return encoded_tensors(
-            self.spec.encode(features, bins="bins" in wanted, sequences="sequences" in wanted)
-        )
+        return input_tensors(features, self.spec, self.learner.inputs)
 
     @cached_property
     def encoder(self) -> str:
         """The same for navigators whose `inputs` are the same."""
-        return config_hash(
-            [self.spec.to_dict(), "bins" in self.learner.inputs, "sequences" in self.learner.inputs]
-        )
+        asked = ("bins", "sequences", "days", "session")
+        return config_hash([self.spec.to_dict(), *(name in self.learner.inputs for name in asked)])
 
     def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
         return self.scored(self.inputs(features))
