@@ -5,6 +5,7 @@ from plpm_ray.nn.experts import BranchLinear, BranchMLP, ExpertMixture, MMoE
 from plpm_ray.nn.fields import FieldPool
 from plpm_ray.nn.groups import Groups
 from plpm_ray.nn.mlp import MLP
+from plpm_ray.nn.transformer import TransformerEncoder
 
 __all__ = [
     "MLP",
@@ -16,4 +17,5 @@ __all__ = [
     "FieldPool",
     "Groups",
     "MMoE",
+    "TransformerEncoder",
 ]
