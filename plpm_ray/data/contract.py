@@ -144,8 +144,9 @@ def column_type(kind: ColumnKind) -> pa.DataType:
 
 @dataclass(frozen=True)
 class Warehouse:
-    """A folder of canonical tables: `manifest.json`, `sessions/`, `transitions/`, `users/`, `quarantine/`,
-    and `assignments.parquet` and `trial/` where a trial was given."""
+    """A folder of canonical tables: `manifest.json`, `sessions/`, `transitions/`, `user_days/`, `users/`, `quarantine/`,
+    `rewards/<reward model>/` where one has judged the sessions, and `assignments.parquet` and `trial/` where a trial was
+    given."""
 
     root: Path
     info: DatasetInfo
@@ -193,6 +194,16 @@ class Warehouse:
     @property
     def transitions(self) -> DayTable:
         return DayTable(self.root / "transitions")
+
+    @property
+    def user_days(self) -> DayTable:
+        """Active local days of users, one row each: user_id, use_s float32 and sessions int16 of the whole day, and the columns
+        of `RawFeatures` as of its first entry, the days before (`x_days`) among them."""
+        return DayTable(self.root / "user_days")
+
+    def rewards(self, name: str) -> DayTable:
+        """Rewards of the sessions by one reward model, row for row those of `transitions`: session_id, reward float32."""
+        return DayTable(self.root / "rewards" / name)
 
     @property
     def assignments_file(self) -> Path:

@@ -19,7 +19,7 @@ from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import day_name
 from plpm_ray.data.ray_exec import Backend, run_tasks
 
-_VERSION = 1
+_VERSION = 2
 _DAYS_AT_A_TIME = 7
 _SAMPLE_ROWS = 200_000
 _STATS_COLUMNS = ("landing_page", "use_s", "landing_dwell_s", "hour", "step")
@@ -111,7 +111,7 @@ def _fit_bucket(part: _Part) -> tuple[SpecFitter, TableStats]:
             continue
         fitter.update(RawFeatures.from_table(schema, table))
         landing, use_s, landing_dwell_s, hour, step = (table[name].to_numpy() for name in _STATS_COLUMNS)
-        stats += TableStats.of(
+        of_days = TableStats.of(
             len(schema.pages),
             landing=landing,
             use_s=use_s,
@@ -119,7 +119,15 @@ def _fit_bucket(part: _Part) -> tuple[SpecFitter, TableStats]:
             hour=hour,
             step=step,
         )
+        of_days.day_totals = _day_totals(step, use_s)
+        stats += of_days
     return fitter, stats
+
+
+def _day_totals(step: np.ndarray, use_s: np.ndarray) -> np.ndarray:
+    """`TableStats.day_totals` of sessions in table order; entry number 0 begins a user's day."""
+    day = np.cumsum(step == 0) - 1
+    return TableStats.days(np.bincount(day), np.bincount(day, weights=use_s))
 
 
 def no_stats(n_pages: int) -> TableStats:

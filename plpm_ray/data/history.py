@@ -133,6 +133,7 @@ def no_sessions() -> SessionArrays:
         page_start=np.zeros(1, dtype=np.int64),
         pages=small,
         dwell_ms=nothing,
+        visit_views=nothing.astype(np.int32),
     )
 
 

@@ -140,7 +140,7 @@ def _build(warehouse: Warehouse, backend: Backend, workers: int | None) -> Trial
     stale = [d.midnight.day for d in plan]
     ends = min(sessions), max(sessions)
     total = rebuild(
-        table,
+        [table],
         stale,
         prints,
         dropped,
@@ -235,7 +235,7 @@ def _arm_codes(arms: pa.ChunkedArray, info: DatasetInfo, path: Path) -> np.ndarr
     return np.array([*known, 0], dtype=np.int16)[codes]
 
 
-def _build_bucket(task: _Task) -> dict[int, int]:
+def _build_bucket(task: _Task) -> dict[int, tuple[int]]:
     """Computes and writes all stale days of one bucket; day -> rows."""
     warehouse = Warehouse.open(task.root)
     assigned = _read_assignments(warehouse)
@@ -243,7 +243,7 @@ def _build_bucket(task: _Task) -> dict[int, int]:
     assigned = assigned.cut(task.first_logged, task.last_logged)
     profiles = read_profiles(warehouse, task.bucket)
     known: dict[int, History] = {}
-    written: dict[int, int] = {}
+    written: dict[int, tuple[int]] = {}
     for planned in task.plan:
         mine = assigned.take(assigned.start == planned.midnight.day)
         if not len(mine):
@@ -262,7 +262,7 @@ def _build_bucket(task: _Task) -> dict[int, int]:
             }
         )
         day = planned.midnight.day
-        written[day] = warehouse.trial.write(day, task.gen, task.bucket, table)
+        written[day] = (warehouse.trial.write(day, task.gen, task.bucket, table),)
     return written
 
 

@@ -78,4 +78,5 @@ def outcome(world: World, sessions: Sessions) -> dict[str, np.ndarray]:
         "landing_dwell_s": (sessions.landing_ms / 1000).astype(np.float32),
         "switches": sessions.count - 1,
         "views": sessions.video_views(world).sum(axis=0),
+        **sessions.arrays(world).page_outcomes(len(world)),
     }

@@ -115,7 +115,7 @@ class Sessions:
         seen = self.walk.pages_PB.T >= 0
         start = np.zeros(len(self) + 1, dtype=np.int64)
         np.cumsum(self.count, out=start[1:])
-        pages = self.walk.pages_PB.T[seen]
+        pages, views_PB = self.walk.pages_PB.T[seen], self.video_views(world)
         return SessionArrays(
             key=self.session_id,
             entry_ms=self.entries.entry_ms,
@@ -126,8 +126,9 @@ class Sessions:
             use_ms=self.use_ms,
             landing_dwell_ms=self.landing_ms,
             switches=self.count - 1,
-            views=self.video_views(world).sum(axis=0),
+            views=views_PB.sum(axis=0),
             page_start=start,
             pages=pages,
             dwell_ms=self.walk.dwell_ms_PB.T[seen],
+            visit_views=views_PB.T[seen].astype(np.int32),
         )

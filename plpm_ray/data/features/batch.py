@@ -40,6 +40,7 @@ from plpm_ray.data.features.shared import (
     empty_features,
     fill_extras,
     fill_history,
+    seconds,
 )
 
 _BLOCK_CELLS = 1 << 19
@@ -68,7 +69,43 @@ def batch_features(
     Returns:
         Features in the order of the entries.
     """
+    return _features(users, sessions, entry_users, entries, schema, context, profile, None)[0]
+
+
+def batch_features_and_days(
+    users: np.ndarray,
+    sessions: SessionArrays,
+    entry_users: np.ndarray,
+    entries: EntryArrays,
+    schema: FeatureSchema,
+    wanted: np.ndarray,
+    context: Mapping[str, Any] | None = None,
+    profile: Mapping[str, Any] | None = None,
+) -> tuple[RawFeatures, np.ndarray]:
+    """`batch_features`, and the days before of some of the entries.
+
+    Args:
+        wanted: (B,) bool, W of them true.
+
+    Returns:
+        Features of all entries (without days), and (W, HISTORY_DAYS, 2) float32 as in `RawFeatures.days`.
+    """
+    return _features(users, sessions, entry_users, entries, schema, context, profile, wanted)
+
+
+def _features(
+    users: np.ndarray,
+    sessions: SessionArrays,
+    entry_users: np.ndarray,
+    entries: EntryArrays,
+    schema: FeatureSchema,
+    context: Mapping[str, Any] | None,
+    profile: Mapping[str, Any] | None,
+    days_of: np.ndarray | None,
+) -> tuple[RawFeatures, np.ndarray]:
     out = empty_features(schema, len(entries))
+    place = np.full(len(entries), -1) if days_of is None else np.where(days_of, np.cumsum(days_of) - 1, -1)
+    days = np.zeros((int(place.max(initial=-1)) + 1, HISTORY_DAYS, 2), dtype=np.float32)
     by_user = _session_order(users, sessions)
     entry_order = np.argsort(entry_users, kind="stable")
     for some, wanted in _blocks(
@@ -79,8 +116,11 @@ def batch_features(
         part = entries.take(rows)
         totals, last = index.read(entry_users[rows], part)
         fill_history(out, rows, part, totals, last)
+        some_days = rows[place[rows] >= 0]
+        if len(some_days):
+            days[place[some_days]] = index.days_before(entry_users[some_days], entries.take(some_days))
     fill_extras(out, context, profile)
-    return out
+    return out, days
 
 
 def _session_order(users: np.ndarray, sessions: SessionArrays) -> np.ndarray:
@@ -146,21 +186,35 @@ class _Index:
 
     def read(self, entry_users: np.ndarray, entries: EntryArrays) -> tuple[Totals, LastSessions]:
         """Totals and last sessions of b entries."""
+        rank, ended = self._ended(entry_users, entries)
+        return self._read(rank, ended, self._day(rank, ended, entries))
+
+    def days_before(self, entry_users: np.ndarray, entries: EntryArrays) -> np.ndarray:
+        """(b, HISTORY_DAYS, 2) float32 seconds and sessions of the days before, yesterday first."""
+        rank, ended = self._ended(entry_users, entries)
+        day = self._day(rank, ended, entries)
+        begins = day[:, None] - np.arange(HISTORY_DAYS + 1)
+        at = np.minimum(self.day_key.find(rank[:, None], begins), ended[:, None])
+        totals = self.general[at[:, :-1]] - self.general[at[:, 1:]]
+        return np.stack([seconds(totals[..., USE_MS]), totals[..., COUNT].astype(np.float32)], axis=2)
+
+    def _ended(self, entry_users: np.ndarray, entries: EntryArrays) -> tuple[np.ndarray, np.ndarray]:
+        """Rank of each entry's user, and the position behind the last session that ended before the entry."""
         at = np.searchsorted(self.users, entry_users)
         known = at < len(self.users)
         known[known] = self.users[at[known]] == entry_users[known]
         # a user without sessions gets the rank of the next one, and no session of that one ended before his entry ...
-        ended = self.exit_key.find(at, np.where(known, entries.entry_ms, self.exit_key.low))
-        return self._read(at, ended, entries)
+        return at, self.exit_key.find(at, np.where(known, entries.entry_ms, self.exit_key.low))
 
-    def _read(self, rank: np.ndarray, ended: np.ndarray, entries: EntryArrays) -> tuple[Totals, LastSessions]:
-        n = len(self.day)
+    def _day(self, rank: np.ndarray, ended: np.ndarray, entries: EntryArrays) -> np.ndarray:
+        """The day of each entry: its local day, or the last feature day if that is later."""
+        if not len(self.day):
+            return entries.local_day
         before = np.maximum(ended - 1, 0)
-        if n:
-            has_history = (ended > 0) & (self.rank[before] == rank)
-            day = np.where(has_history, np.maximum(entries.local_day, self.day[before]), entries.local_day)
-        else:
-            day = entries.local_day
+        has_history = (ended > 0) & (self.rank[before] == rank)
+        return np.where(has_history, np.maximum(entries.local_day, self.day[before]), entries.local_day)
+
+    def _read(self, rank: np.ndarray, ended: np.ndarray, day: np.ndarray) -> tuple[Totals, LastSessions]:
         # ... so all his windows are empty, since each begins no later than it ends, at `ended`
         today = np.minimum(self.day_key.find(rank, day), ended)
         widths = {*WINDOW_DAYS, *PAGE_WINDOW_DAYS, HISTORY_DAYS}

@@ -3,6 +3,9 @@
 Letters: M sessions, P page visits of all sessions, B entries, K pages. Time is integer milliseconds.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported, so a type checker does not know them
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from plpm_ray.core.hashing import user_hash
 from plpm_ray.data.contract import DAY_MS, MINUTE_MS
@@ -41,6 +45,7 @@ class SessionArrays:
         switches, views: (M,) int64; unknown video views count as 0.
         page_start: (M + 1,) int64; visits page_start[i] to page_start[i + 1] belong to session i.
         pages, dwell_ms: (P,) int16 and int64.
+        visit_views: (P,) int32 video views of each visit, -1 where those of the session are unknown.
     """
 
     key: np.ndarray
@@ -56,6 +61,7 @@ class SessionArrays:
     page_start: np.ndarray
     pages: np.ndarray
     dwell_ms: np.ndarray
+    visit_views: np.ndarray
 
     def __len__(self) -> int:
         return len(self.exit_ms)
@@ -69,6 +75,7 @@ class SessionArrays:
         dwell_ms = milliseconds(_values(_one(table["dwell_s"])).to_numpy(zero_copy_only=False))
         count = np.diff(start)
         some = count > 0
+        visit_views = _visit_views(table, count)
         return cls(
             key=session_keys(table["session_id"]),
             entry_ms=time_ms(table["entry_time"]),
@@ -79,10 +86,11 @@ class SessionArrays:
             use_ms=sum_by_session(dwell_ms, start),
             landing_dwell_ms=_at(dwell_ms, start[:-1], some, 0),
             switches=np.maximum(count - 1, 0),
-            views=_views(table, len(count)),
+            views=sum_by_session(np.maximum(visit_views, 0), start),
             page_start=start,
             pages=visited,
             dwell_ms=dwell_ms,
+            visit_views=visit_views,
         )
 
     @classmethod
@@ -104,11 +112,13 @@ class SessionArrays:
         counts = np.diff(self.page_start)[rows]
         start = _offsets(counts)
         visits = np.repeat(self.page_start[rows] - start[:-1], counts) + np.arange(start[-1])
-        ragged = ("page_start", "pages", "dwell_ms")
-        taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ragged}
-        return SessionArrays(
-            **taken, page_start=start, pages=self.pages[visits], dwell_ms=self.dwell_ms[visits]
-        )
+        ragged = ("pages", "dwell_ms", "visit_views")
+        taken = {
+            f.name: getattr(self, f.name)[visits if f.name in ragged else rows]
+            for f in fields(self)
+            if f.name != "page_start"
+        }
+        return SessionArrays(**taken, page_start=start)
 
     @property
     def exit_day(self) -> np.ndarray:
@@ -125,6 +135,23 @@ class SessionArrays:
         out[:, n_pages : 2 * n_pages] = np.bincount(cell, minlength=m * n_pages).reshape(m, n_pages)
         out[np.arange(m), 2 * n_pages + self.landing.astype(np.int64)] = 1
         return out
+
+    def page_outcomes(self, n_pages: int) -> dict[str, np.ndarray]:
+        """(M, K) float32 each: "page_dwell_s" seconds on every page, "page_views" video views there (NaN = unknown) and
+        "page_visits"."""
+        m, k = len(self), n_pages
+        dwell, visits, _ = np.split(self.per_page(k), 3, axis=1)
+        cell = np.repeat(np.arange(m) * k, np.diff(self.page_start)) + self.pages
+        unknown = self.visit_views < 0
+        views = np.bincount(cell, weights=np.where(unknown, np.nan, self.visit_views), minlength=m * k)
+        views = views.reshape(m, k)
+        if unknown.any():
+            views[np.isnan(views).any(axis=1)] = np.nan
+        return {
+            "page_dwell_s": (dwell / 1000).astype(np.float32),
+            "page_views": views.astype(np.float32),
+            "page_visits": visits.astype(np.float32),
+        }
 
 
 @dataclass(frozen=True)
@@ -216,17 +243,17 @@ def sum_by_session(values: np.ndarray, start: np.ndarray) -> np.ndarray:
     return np.diff(total[start])
 
 
-def _views(table: pa.Table, n: int) -> np.ndarray:
+def _visit_views(table: pa.Table, count: np.ndarray) -> np.ndarray:
+    """(P,) int32 video views of the visits of sessions with `count` visits each; -1 where a session has no list of them."""
+    out = np.full(int(count.sum()), -1, dtype=np.int32)
     if "video_views" not in table.column_names:
-        return np.zeros(n, dtype=np.int64)
+        return out
     lists = _one(table["video_views"])
-    if lists.null_count == n:
-        return np.zeros(n, dtype=np.int64)
-    values = _values(lists).fill_null(0).to_numpy(zero_copy_only=False)
-    views = sum_by_session(values, _starts(lists))
-    if lists.null_count:
-        views[lists.is_null().to_numpy(zero_copy_only=False)] = 0
-    return views
+    known = ~lists.is_null().to_numpy(zero_copy_only=False) & (count > 0)
+    if known.any():
+        values = pc.list_flatten(lists.filter(pa.array(known))).fill_null(0).to_numpy(zero_copy_only=False)
+        out[np.repeat(known, count)] = values
+    return out
 
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -71,6 +71,7 @@ from plpm_ray.data.features.shared import (
     empty_features,
     fill_extras,
     fill_history,
+    seconds,
 )
 
 __all__ = [
@@ -224,6 +225,7 @@ def features(
     profile: Mapping[str, Any] | None = None,
     *,
     rows: np.ndarray | None = None,
+    days: bool = False,
 ) -> RawFeatures:
     """Features of B entries from the states of their users; the states are not changed.
 
@@ -234,6 +236,7 @@ def features(
         context, profile: column name -> (B,) Arrow array, NumPy array or list; what is absent is missing
             (NaN, None).
         rows: (B,) row of `states` of each entry's user; faster than gathering them first.
+        days: fill `RawFeatures.days` too.
 
     Raises:
         StateError: the states were made for another number of pages.
@@ -244,12 +247,17 @@ def features(
             hint=LAYOUT_HINT,
         )
     out = empty_features(schema, len(entries))
+    if days:
+        out.days = np.empty((len(entries), HISTORY_DAYS, 2), dtype=np.float32)
     for start in range(0, len(entries), _BLOCK):
         some = slice(start, min(start + _BLOCK, len(entries)))
         part = EntryArrays(entries.entry_ms[some], entries.utc_offset_min[some])
         held = states[some] if rows is None else states[rows[some]]
-        totals, last = _read(_without_unended(held, part.entry_ms), part)
+        ended = _without_unended(held, part.entry_ms)
+        totals, last = _read(ended, part)
         fill_history(out, some, part, totals, last)
+        if out.days is not None:
+            out.days[some] = _days_before(ended, part)
     fill_extras(out, context, profile)
     return out
 
@@ -278,6 +286,17 @@ def _read(states: np.ndarray, entries: EntryArrays) -> tuple[Totals, LastSession
         exit_page=steps[:, 0, EXIT_PAGE],
     )
     return totals, last
+
+
+def _days_before(states: np.ndarray, entries: EntryArrays) -> np.ndarray:
+    """(B, HISTORY_DAYS, 2) float32 seconds and sessions of the days before, yesterday first."""
+    day = np.maximum(entries.local_day, states["recent"][:, 0, DAY])
+    wanted = day[:, None] - np.arange(1, HISTORY_DAYS + 1)
+    slot = wanted % DAYS
+    held = np.take_along_axis(states["day"], slot, axis=1) == wanted
+    totals = np.take_along_axis(states["general"], slot[:, :, None], axis=1)
+    use_s, count = seconds(totals[:, :, USE_MS]), totals[:, :, COUNT].astype(np.float32)
+    return np.stack([use_s, count], axis=2) * held[:, :, None].astype(np.float32)
 
 
 def _windows(

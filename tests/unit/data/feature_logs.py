@@ -119,6 +119,8 @@ def _features_at(entry: dict, rows: list[dict], schema: FeatureSchema) -> dict[s
     pad = [NAN] * (8 - len(last))
     found["recent_landing"] = [float(r["landing_page"]) for r in last] + pad
     found["recent_use_s"] = [_use([r]) for r in last] + pad
+    before = [[r for r in known if r["day"] == day - back] for back in range(1, 31)]
+    found["days"] = [[_use(some), len(some)] for some in before]
     return found
 
 
@@ -151,6 +153,8 @@ def assert_same(one: RawFeatures, other: RawFeatures) -> None:
         assert pa.array(values).equals(pa.array(other.categorical[name])), name
     for name, values in one.sequences.items():
         assert values.tobytes() == other.sequences[name].tobytes(), name
+    assert (one.days is None) == (other.days is None)
+    assert one.days is None or other.days is None or one.days.tobytes() == other.days.tobytes()
 
 
 def _difference(one: RawFeatures, other: RawFeatures) -> str:

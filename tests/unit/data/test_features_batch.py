@@ -9,7 +9,7 @@ import pytest
 from plpm_ray.core.features import FeatureSchema, RawFeatures
 from plpm_ray.data.contract import DAY_MS
 from plpm_ray.data.features import batch
-from plpm_ray.data.features.batch import batch_features
+from plpm_ray.data.features.batch import batch_features, batch_features_and_days
 from plpm_ray.data.features.sessions import EntryArrays, SessionArrays, milliseconds, session_keys, user_codes
 from tests.unit.data.feature_logs import (
     START,
@@ -64,7 +64,18 @@ def test_kernel_gives_what_the_plain_implementation_gives(seed: int) -> None:
     )
     keys = dict(zip(log["session_id"].to_pylist(), session_keys(log["session_id"]).tolist(), strict=True))
     raw = features_of(log, schema)
-    assert_plain(raw, plain_features(log, schema, keys))
+    expected = plain_features(log, schema, keys)
+    assert_plain(raw, expected)
+    wanted = rng.random(len(log)) < 0.4
+    (codes,), entries = user_codes(log["user_id"]), EntryArrays.from_table(log)
+    again, days = batch_features_and_days(
+        codes, SessionArrays.from_table(log), codes, entries, schema, wanted
+    )
+    assert np.array_equal(again.column("use_s_30d"), raw.column("use_s_30d")) and again.days is None
+    plain = np.array(
+        [e["days"] for e, asked in zip(expected, wanted, strict=True) if asked], dtype=np.float32
+    )
+    np.testing.assert_array_equal(days, plain)
     np.testing.assert_array_equal(raw.column("context.live"), log["live"].to_numpy())
     assert raw.categorical["context.device"].to_pylist() == log["device"].to_pylist()
     assert np.isnan(raw.column("profile.age")).all()

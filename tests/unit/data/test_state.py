@@ -14,7 +14,7 @@ from plpm_ray.core.errors import StateError
 from plpm_ray.core.features import FeatureSchema
 from plpm_ray.data.contract import DAY_MS, TIMESTAMP
 from plpm_ray.data.features import state
-from plpm_ray.data.features.batch import batch_features
+from plpm_ray.data.features.batch import batch_features, batch_features_and_days
 from plpm_ray.data.features.layout import DAY
 from plpm_ray.data.features.sessions import EntryArrays, SessionArrays, user_codes
 from tests.unit.data.feature_logs import START, assert_same, random_log, schema_of
@@ -51,7 +51,12 @@ class Log:
         return states
 
     def batch(self):
-        return batch_features(self.users, self.sessions, self.users, self.entries, self.schema)
+        every = np.ones(len(self.users), dtype=bool)
+        raw, raw_days = batch_features_and_days(
+            self.users, self.sessions, self.users, self.entries, self.schema, every
+        )
+        raw.days = raw_days
+        return raw
 
 
 def replay(log: Log) -> None:
@@ -65,7 +70,8 @@ def replay(log: Log) -> None:
             done = ended
         now = np.flatnonzero(log.entries.entry_ms == moment)
         assert_same(
-            state.features(states, log.entries.take(now), log.schema, rows=log.users[now]), expected.take(now)
+            state.features(states, log.entries.take(now), log.schema, rows=log.users[now], days=True),
+            expected.take(now),
         )
 
 
@@ -101,7 +107,9 @@ def test_replaying_any_log_gives_the_batch_features(k: int, rows: list) -> None:
             "landing_page": pa.array([r[4][0][0] % k for r in rows], pa.int16()),
             "pages": pa.array([[p % k for p, _ in r[4]] for r in rows], pa.list_(pa.int16())),
             "dwell_s": pa.array([[d for _, d in r[4]] for r in rows], pa.list_(pa.float32())),
-            "video_views": pa.array([None if r[5] is None else [r[5]] for r in rows], pa.list_(pa.int32())),
+            "video_views": pa.array(
+                [None if r[5] is None else [r[5]] * len(r[4]) for r in rows], pa.list_(pa.int32())
+            ),
         }
     )
     replay(Log.of(table, k))
@@ -164,7 +172,8 @@ def test_sessions_that_end_after_the_entry_do_not_count() -> None:
         seen = mine[: min(ahead, len(mine))]
         if log.sessions.exit_day[seen].max(initial=0) < log.entries.local_day[i] + 2:
             row = np.array([i])
-            one = state.features(log.observed(seen), log.entries.take(row), log.schema, rows=log.users[row])
+            entry, user = log.entries.take(row), log.users[row]
+            one = state.features(log.observed(seen), entry, log.schema, rows=user, days=True)
             assert_same(one, expected.take(row))
             checked += 1
     assert checked > 100

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from plpm_ray.core.errors import DataError, StorageError
-from plpm_ray.core.features import RawFeatures
+from plpm_ray.core.features import RawFeatures, unpack
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.storage import write_parquet
 from plpm_ray.data import tables
 from plpm_ray.data.contract import DAY_MS, DatasetInfo, Warehouse
+from plpm_ray.data.day_table import DayTable
 from plpm_ray.data.features.batch import batch_features
 from plpm_ray.data.features.sessions import EntryArrays, SessionArrays, user_codes
 from plpm_ray.data.staging import write_lock
@@ -62,12 +64,12 @@ def put_profiles(warehouse: Warehouse, users: list[int], age: float) -> None:
         write_parquet(warehouse.users_file(bucket), table.cast(warehouse.info.users_schema))
 
 
-def digest(warehouse: Warehouse) -> dict[tuple[int, int], str]:
-    """Content of every committed transitions file."""
+def digest(table: DayTable) -> dict[tuple[int, int], str]:
+    """Content of every committed file."""
     return {
         (day, bucket): hashlib.sha256(path.read_bytes()).hexdigest()
         for bucket in range(BUCKETS)
-        for day, path in warehouse.transitions.files(bucket)
+        for day, path in table.files(bucket)
     }
 
 
@@ -119,6 +121,55 @@ def test_rows_hold_the_features_of_the_whole_history(
         use_s = [sum(log["dwell_s"][i].as_py()) for i in rows]
         np.testing.assert_allclose(table["use_s"].to_numpy(), use_s, atol=0.003)  # whole milliseconds
         assert_steps(table)
+        assert_page_outcomes(table, log.take(pa.array(rows)))
+    assert_user_days(warehouse, log, right_of=row_of, expected=expected)
+
+
+def assert_page_outcomes(table: pa.Table, log: pa.Table) -> None:
+    found = {name: unpack(table[name]) for name in ("page_dwell_s", "page_views", "page_visits")}
+    for i, row in enumerate(log.to_pylist()):
+        at = [[j for j, page in enumerate(row["pages"]) if page == k] for k in range(3)]
+        dwell, views = row["dwell_s"], row["video_views"]
+        np.testing.assert_allclose(
+            found["page_dwell_s"][i], [sum(dwell[j] for j in js) for js in at], atol=0.003
+        )
+        np.testing.assert_array_equal(found["page_visits"][i], [len(js) for js in at])
+        seen = [np.nan] * 3 if views is None else [sum(views[j] for j in js) for js in at]
+        np.testing.assert_array_equal(found["page_views"][i], seen)
+
+
+def assert_user_days(
+    warehouse: Warehouse, log: pa.Table, right_of: dict[object, int], expected: RawFeatures
+) -> None:
+    """A row for the first session of each user's local day, with the features of that session and the day's totals."""
+    schema, days = warehouse.info.features, 0
+    for bucket in range(BUCKETS):
+        sessions, found = read_transitions(warehouse, bucket), warehouse.user_days.read(bucket)
+        assert sessions is not None and found is not None
+        firsts = sessions.filter(pc.equal(sessions["step"], 0))
+        assert found["user_id"].equals(firsts["user_id"])
+        rows = np.array([right_of[s] for s in firsts["session_id"].to_pylist()])
+        raw = RawFeatures.from_table(schema, found)
+        assert raw.numeric.tobytes() == expected.numeric[rows].tobytes()
+        assert raw.days is not None and raw.days.shape == (len(rows), 30, 2)
+        np.testing.assert_allclose(raw.days[:, :, 0].sum(1), raw.column("use_s_30d"), rtol=1e-4, atol=0.01)
+        np.testing.assert_array_equal(raw.days[:, :7, 1].sum(1), raw.column("entries_7d"))
+        np.testing.assert_array_equal((raw.days[:, :, 1] > 0).sum(1), raw.column("active_days_30d"))
+        group = np.cumsum(sessions["step"].to_numpy() == 0) - 1
+        np.testing.assert_array_equal(found["sessions"].to_numpy(), np.bincount(group))
+        use_s = np.bincount(group, weights=sessions["use_s"].to_numpy())
+        np.testing.assert_allclose(found["use_s"].to_numpy(), use_s, rtol=1e-5, atol=0.01)
+        days += len(found)
+    assert 0 < days < len(log)
+
+
+def test_a_table_of_user_days_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    warehouse = warehouse_of(tmp_path, constant_log(days=5))
+    build_transitions(warehouse)
+    whole = digest(warehouse.user_days)
+    (warehouse.user_days.root / "_manifest.json").unlink()
+    assert build_transitions(warehouse).recomputed == warehouse.sessions.days()
+    assert digest(warehouse.user_days) == whole
 
 
 def assert_steps(table: pa.Table) -> None:
@@ -155,7 +206,7 @@ def test_a_new_day_is_the_only_one_computed(tmp_path: Path) -> None:
     assert build_transitions(warehouse).recomputed == [last]
     again = warehouse_of(tmp_path / "whole", log)
     build_transitions(again)
-    assert digest(warehouse) == digest(again)
+    assert digest(warehouse.transitions) == digest(again.transitions)
 
 
 def test_a_replaced_day_touches_what_looks_back_on_it(tmp_path: Path) -> None:
@@ -221,7 +272,7 @@ def test_chunks_do_not_change_a_byte(tmp_path: Path) -> None:
     for width in (2, 14, 100):
         warehouse = warehouse_of(tmp_path / str(width), log)
         build_transitions(warehouse, chunk_days=width)
-        found.append(digest(warehouse))
+        found.append(digest(warehouse.transitions))
     assert found[0] == found[1] == found[2]
 
 
@@ -229,7 +280,7 @@ def test_a_failed_build_leaves_the_table_as_it_was(tmp_path: Path) -> None:
     log = constant_log(days=5)
     warehouse = warehouse_of(tmp_path, log)
     build_transitions(warehouse)
-    before = digest(warehouse)
+    before = digest(warehouse.transitions)
     put_days(warehouse, log, {warehouse.sessions.days()[2]})
     _, damaged = warehouse.sessions.files(1)[2]
     data = bytearray(damaged.read_bytes())
@@ -237,7 +288,7 @@ def test_a_failed_build_leaves_the_table_as_it_was(tmp_path: Path) -> None:
     damaged.write_bytes(data)
     with pytest.raises(DataError, match=damaged.name):
         build_transitions(warehouse)
-    assert digest(warehouse) == before
+    assert digest(warehouse.transitions) == before
     gens = {entry.gen for entry in warehouse.transitions.entries().values()}
     assert {p.name.removeprefix("gen=") for p in (tmp_path / "transitions").glob("day=*/gen=*")} == gens
 
@@ -247,10 +298,10 @@ def test_builds_keep_off_each_other_and_clean_up_after_a_killed_one(tmp_path: Pa
     with write_lock(tmp_path), pytest.raises(StorageError, match="another ingest or build"):
         build_transitions(warehouse)
     build_transitions(warehouse)
-    before, day = digest(warehouse), warehouse.transitions.days()[0]
+    before, day = digest(warehouse.transitions), warehouse.transitions.days()[0]
     warehouse.transitions.write(day, "dead", 0, pa.table({"v": [1]}))
     build_transitions(warehouse)
-    assert digest(warehouse) == before
+    assert digest(warehouse.transitions) == before
     assert not list((tmp_path / "transitions").glob("day=*/gen=dead"))
 
 
@@ -278,4 +329,4 @@ def test_ray_writes_the_same_files(tmp_path: Path, ray_session: None) -> None:
     log = constant_log(days=10)
     local, spread = warehouse_of(tmp_path / "local", log), warehouse_of(tmp_path / "ray", log)
     assert build_transitions(local).to_dict() == build_transitions(spread, backend="ray").to_dict()
-    assert digest(local) == digest(spread)
+    assert digest(local.transitions) == digest(spread.transitions)
