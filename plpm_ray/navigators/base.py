@@ -69,6 +69,11 @@ class Learner(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    @classmethod
+    def needed_columns(cls, config: Any) -> tuple[str, ...]:
+        """The columns that a learner of this config reads; all of `columns` unless it can do without some."""
+        return cls.columns
+
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar loss terms of a batch; the one called "loss" is minimised."""
@@ -165,11 +170,14 @@ def input_tensors(
     Raises:
         DataError: the features lack the days before, or what came of the session.
     """
-    tensors = encoded_tensors(spec.encode(features, bins="bins" in inputs, sequences="sequences" in inputs), prefix)
+    tensors = encoded_tensors(
+        spec.encode(features, bins="bins" in inputs, sequences="sequences" in inputs), prefix
+    )
     if "days" in inputs:
         if features.days is None:
             raise DataError(
-                "the features hold no days before", hint="compute them with `days=True`, as navigators that read them do"
+                "the features hold no days before",
+                hint="compute them with `days=True`, as navigators that read them do",
             )
         tensors["days"] = torch.from_numpy(features.days)
     if "session" in inputs:

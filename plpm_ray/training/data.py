@@ -2,7 +2,8 @@
 
 The unit of work is a part: one user bucket (or a share of its users) over all days of the split, so that a row and its
 next state always lie in one part. Parts are read and encoded alike here, by Ray Data tasks, and in a stream. Learners of a
-trial's users read the trial table instead, and of it the users of one part of the user split.
+trial's users read the trial table instead, and of it the users of one part of the user split; learners of days read the
+table of user-days. Rewards stand beside the transitions, row for row (`plpm_ray.training.rewards`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from plpm_ray.core.config import nearest
 from plpm_ray.core.errors import ConfigError, DataError
-from plpm_ray.core.features import FeatureSpec, RawFeatures, unpack
+from plpm_ray.core.features import SESSION_KEYS, FeatureSpec, RawFeatures, unpack
 from plpm_ray.core.hashing import user_hash
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import DayTable
@@ -38,6 +39,7 @@ _COLUMN_TYPES = {
     "propensity": np.float32,
     "arm": np.int32,
     "response": np.float32,
+    "sessions": np.float32,
 }
 
 
@@ -54,8 +56,17 @@ class Needs:
     def of(cls, learner: type[Learner], config: LearnerConfig) -> Needs:
         """`horizon` is the config's field of that name, where it has one."""
         return cls(
-            learner.grain, tuple(learner.inputs), tuple(learner.columns), getattr(config, "horizon", "day")
+            learner.grain,
+            tuple(learner.inputs),
+            tuple(learner.needed_columns(config)),
+            getattr(config, "horizon", "day"),
         )
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Columns of the table, those of the input "session" included."""
+        session = SESSION_KEYS if "session" in self.inputs else ()
+        return tuple(dict.fromkeys((*self.columns, *session)))
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ class TableSource:
         spec: the fitted encoder.
         needs: what is read.
         users: of a learner of users, which of them.
+        rewards: name of the reward table that the column "reward" is read from.
     """
 
     root: Path
@@ -99,12 +111,15 @@ class TableSource:
     spec: FeatureSpec
     needs: Needs
     users: UserPart | None = None
+    rewards: str | None = None
 
     @property
     def table(self) -> DayTable:
         """The table that the learner reads."""
         warehouse = Warehouse.open(self.root)
-        return warehouse.transitions if self.needs.grain != "user" else warehouse.trial
+        if self.needs.grain == "user":
+            return warehouse.trial
+        return warehouse.user_days if self.needs.grain == "day" else warehouse.transitions
 
     def parts(self, min_parts: int = 1, max_rows: int | None = None) -> list[Part]:
         """The split's parts in table order: one a bucket, or more where `min_parts` or `max_rows` ask for it.
@@ -168,12 +183,15 @@ class TableSource:
     def read(self, part: Part) -> dict[str, np.ndarray]:
         """Encoded arrays of a part in (day, user, entry) order; `next_row` and `sampled` if the learner needs them."""
         table = self._rows(part.bucket)
+        if "reward" in self.needs.columns:
+            table = with_rewards(table, Warehouse.open(self.root), self.rewards, part.bucket, self.days)
         if part.of > 1:
             table = table.filter(
                 pa.array(_share(user_hash(table["user_id"]), part.of) == part.index)
             ).combine_chunks()
+        raw = RawFeatures.from_table(self.spec.schema, table)
         encoded = self.spec.encode(
-            RawFeatures.from_table(self.spec.schema, table),
+            raw,
             bins="bins" in self.needs.inputs,
             sequences="sequences" in self.needs.inputs,
         )
@@ -183,14 +201,17 @@ class TableSource:
             arrays["bins"] = encoded.bins
         for name, values in (encoded.sequences or {}).items():
             arrays[f"seq.{name}"] = values
+        if "days" in self.needs.inputs:
+            assert raw.days is not None
+            arrays["days"] = raw.days
         return arrays | self._labels(table)
 
     def _labels(self, table: pa.Table) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
-        for name in self.needs.columns:
+        for name in self.needs.stored:
             if name != "done":
                 arrays[name] = _label(table, name)
-        if self.needs.grain == "user":
+        if self.needs.grain in ("user", "day"):
             return arrays
         daily = self.needs.horizon == "day"
         ends = table["done"].to_numpy() if daily else np.zeros(table.num_rows, dtype=bool)
@@ -206,6 +227,29 @@ class TableSource:
         """Parts as one table, in the order given (all by default)."""
         parts = self.parts() if parts is None else parts
         return assemble((to_table(self.read(part)) for part in parts), sum(part.rows for part in parts))
+
+
+def with_rewards(
+    table: pa.Table, warehouse: Warehouse, name: str | None, bucket: int, days: Sequence[int]
+) -> pa.Table:
+    """Rows of the transition table, of one bucket and whole days, with their column "reward".
+
+    Raises:
+        ConfigError: no reward table is named.
+        DataError: it lacks some of the days, or was made from others of their sessions.
+    """
+    if name is None:
+        raise ConfigError(
+            "the learner reads rewards, and no reward model is named",
+            hint="set `rewards` to the bundle of a reward model (glan.hrm), or the learner's reward to duration",
+        )
+    found = warehouse.rewards(name).read(bucket, days, ["session_id", "reward"])
+    if found is None or not found["session_id"].equals(table["session_id"]):
+        raise DataError(
+            f"{warehouse.rewards(name).root} does not hold the rewards of these sessions",
+            hint="run `plpm reward` after the tables have changed",
+        )
+    return table.append_column("reward", found["reward"])
 
 
 def _label(table: pa.Table, name: str) -> np.ndarray:

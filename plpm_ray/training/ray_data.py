@@ -19,7 +19,6 @@ import pyarrow as pa
 import torch
 from ray.train import DataConfig
 
-from plpm_ray.core.features import unpack
 from plpm_ray.training.data import Part, TableSource, to_table
 from plpm_ray.training.table import TensorTable, assemble
 
@@ -97,15 +96,15 @@ class _Encode:
 
 
 def to_arrow(arrays: dict[str, np.ndarray], number: int) -> pa.Table:
-    """Arrays of a part as Arrow columns (FixedSizeList where they are two-dimensional), with the part's number."""
+    """Arrays of a part as Arrow columns (FixedSizeLists where they have more dimensions), with the part's number."""
     columns: dict[str, pa.Array] = {
         "part": pa.array(np.full(len(next(iter(arrays.values()))), number, dtype=np.int32))
     }
     for name, values in arrays.items():
-        if values.ndim == 2:
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        else:
-            columns[name] = pa.array(values)
+        column = pa.array(values.reshape(-1))
+        for width in values.shape[:0:-1]:
+            column = pa.FixedSizeListArray.from_arrays(column, width)
+        columns[name] = column
     return pa.table(columns)
 
 
@@ -115,10 +114,17 @@ def from_arrow(table: pa.Table) -> TensorTable:
     for name in table.column_names:
         if name == "part":
             continue
-        column = table[name].combine_chunks()
-        two = pa.types.is_fixed_size_list(column.type)
-        arrays[name] = unpack(column) if two else column.to_numpy(zero_copy_only=False)
+        arrays[name] = _numbers(table[name].combine_chunks())
     return to_table(arrays)
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    """A column of numbers, or of FixedSizeLists of them, of any depth."""
+    shape, kind = [len(column)], column.type
+    while pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size)
+        column, kind = column.flatten(), kind.value_type
+    return column.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def load_shard(shard: ray.data.DataIterator | None, parts: Sequence[Part]) -> TensorTable:
