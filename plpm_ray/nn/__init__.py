@@ -1,5 +1,6 @@
 """Layers shared by all learners; what several methods need lives here once."""
 
+from plpm_ray.nn.duals import DualVariables
 from plpm_ray.nn.embedding import FieldEmbedding, FieldInputs
 from plpm_ray.nn.experts import BranchLinear, BranchMLP, ExpertMixture, MMoE
 from plpm_ray.nn.fields import FieldPool
@@ -11,6 +12,7 @@ __all__ = [
     "MLP",
     "BranchLinear",
     "BranchMLP",
+    "DualVariables",
     "ExpertMixture",
     "FieldEmbedding",
     "FieldInputs",

@@ -113,21 +113,24 @@ class MMoE(nn.Module):
         width_out: H.
         experts: M.
         tasks: K.
+        gate_in: G, inputs of the gates where they see something else than the experts do; None: the same.
     """
 
-    def __init__(self, width_in: int, hidden: int, width_out: int, experts: int, tasks: int) -> None:
+    def __init__(
+        self, width_in: int, hidden: int, width_out: int, experts: int, tasks: int, gate_in: int | None = None
+    ) -> None:
         super().__init__()
         self.experts, self.tasks = experts, tasks
         self.first = nn.Linear(width_in, experts * hidden)
         self.second = BranchLinear(experts, hidden, width_out)
-        self.gate = nn.Linear(width_in, tasks * experts)
+        self.gate = nn.Linear(width_in if gate_in is None else gate_in, tasks * experts)
 
     def gates(self, x_BD: Tensor) -> Tensor:
-        """(B, K, M) weights of the experts for each task; they sum to 1 over M."""
+        """(B, K, M) weights of the experts for each task; they sum to 1 over M. The input is that of the gates."""
         return self.gate(x_BD).unflatten(1, (self.tasks, self.experts)).softmax(2)
 
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, D) -> (B, K, H)."""
+    def forward(self, x_BD: Tensor, gate_BG: Tensor | None = None) -> Tensor:
+        """(B, D), and (B, G) for the gates where they have inputs of their own -> (B, K, H)."""
         hidden_BMD = F.relu(self.first(x_BD)).unflatten(1, (self.experts, -1))
         experts_BMH = self.second(hidden_BMD.transpose(0, 1)).transpose(0, 1)
-        return torch.bmm(self.gates(x_BD), experts_BMH)
+        return torch.bmm(self.gates(x_BD if gate_BG is None else gate_BG), experts_BMH)

@@ -93,6 +93,17 @@ class FieldPool(nn.Module):
         slope = weight_GF[:, : self.n_numeric].unsqueeze(2) * self.slope
         return torch.baddbmm(pooled, dense_GTN, slope)
 
+    def picked(self, codes_BF: Tensor, dense_BN: Tensor, weight_SF: Tensor, pick_B: Tensor) -> Tensor:
+        """The sum under one selection a row, that of (B,) position `pick_B` -> (B, D)."""
+        pooled = dense_BN.new_zeros(1, self.width)
+        if self.fields.table is not None:
+            table = weight_SF[:, self.owner].unsqueeze(2) * self.fields.table.weight
+            codes = codes_BF + self.fields.offsets + pick_B.unsqueeze(1) * len(self.owner)
+            pooled = bag_sum(codes, table.flatten(0, 1))
+        if self.slope is None:
+            return pooled
+        return torch.addmm(pooled, dense_BN * weight_SF[:, : self.n_numeric][pick_B], self.slope)
+
 
 def bag_sum(codes_BF: Tensor, table_CD: Tensor) -> Tensor:
     """(B, D) sums of the rows of a table that the (B, F) codes name."""
