@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 
+from plpm_ray.core.features import SESSION_KEYS
 from plpm_ray.core.registry import lookup, names
 from plpm_ray.navigators.base import Learner
 from plpm_ray.navigators.bundle import Bundle, load_bundle, save_bundle
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.loop import fit_learner
 from plpm_ray.training.table import TensorTable
-from tests.training_tables import fitted, pages, raw_features
+from tests.training_tables import fitted, pages, raw_features, with_session
 
 # tests of other folders register some of their own
 LEARNERS = [n for n in names("learner") if lookup("learner", n).__module__.startswith("plpm_ray.")]
@@ -55,19 +56,20 @@ def test_gradients_reach_all_trainable_parameters(name):
 
 @every_learner
 @pytest.mark.parametrize("k", [2, 3, 32])
-def test_scores_have_the_pages_shape(name, k):
+def test_scores_have_the_shape_of_the_pages_or_of_what_is_said(name, k):
     learner = build(name, k).eval()
+    width = k if learner.says is None else len(learner.says)
     with torch.no_grad():
         batch = example(name, k)
         scores, values = learner.scores(batch), learner.values(batch)
-    assert scores.shape == (32, k) and torch.isfinite(scores).all()
+    assert scores.shape == (32, width) and torch.isfinite(scores).all()
     assert values is None or (values.shape == (32, k) and torch.isfinite(values).all())
 
 
 @every_learner
 def test_scores_are_deterministic_and_need_inputs_only(name):
     learner = build(name).eval()
-    inputs = {"dense", "cat", "bins"}
+    inputs = {"dense", "cat", "bins", "days"} | (set(SESSION_KEYS) if "session" in learner.inputs else set())
     batch = {n: t for n, t in example(name).items() if n in inputs or n.startswith("seq.")}
     with torch.no_grad():
         assert torch.equal(learner.scores(batch), learner.scores(batch))
@@ -118,7 +120,8 @@ def test_after_step_records_no_graph(name):
 def test_bundle_gives_the_same_scores_and_runs_no_pickle(name, tmp_path, monkeypatch):
     spec, stats = fitted(3)
     bundle = Bundle.of_learner(build(name), spec, pages(3), stats, metrics={"loss": 1.0})
-    raw = raw_features(spec.schema, 50, np.random.default_rng(7))
+    rng = np.random.default_rng(7)
+    raw = with_session(raw_features(spec.schema, 50, rng), rng)
     save_bundle(bundle, tmp_path / "bundle")
 
     def refuse(*args, **kwargs):
