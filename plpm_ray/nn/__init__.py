@@ -6,12 +6,14 @@ from plpm_ray.nn.experts import BranchLinear, BranchMLP, ExpertMixture, MMoE
 from plpm_ray.nn.fields import FieldPool
 from plpm_ray.nn.groups import Groups
 from plpm_ray.nn.mlp import MLP
-from plpm_ray.nn.transformer import TransformerEncoder
+from plpm_ray.nn.packing import Packing
+from plpm_ray.nn.transformer import CausalTransformer, TransformerEncoder
 
 __all__ = [
     "MLP",
     "BranchLinear",
     "BranchMLP",
+    "CausalTransformer",
     "DualVariables",
     "ExpertMixture",
     "FieldEmbedding",
@@ -19,5 +21,6 @@ __all__ = [
     "FieldPool",
     "Groups",
     "MMoE",
+    "Packing",
     "TransformerEncoder",
 ]
