@@ -126,6 +126,12 @@ def score(config: ConfigPath, sets: Sets = None) -> None:
 
 
 @app.command()
+def reward(config: ConfigPath, sets: Sets = None) -> None:
+    """Judges every session with a reward model (GLAN-HRM): a reward column beside the trajectory table."""
+    _command("reward")(config, sets or [])
+
+
+@app.command()
 def serve(config: ConfigPath, sets: Sets = None) -> None:
     """Serves a bundle over HTTP until interrupted."""
     _command("serve")(config, sets or [])

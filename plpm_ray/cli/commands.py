@@ -93,6 +93,7 @@ def train(config: Path, sets: Sets) -> Any:
         settings.name,
         settings.plugins,
         users=settings.users,
+        rewards=settings.rewards,
     )
     print(
         "train done"
@@ -275,6 +276,29 @@ def score(config: Path, sets: Sets) -> dict[str, Any]:
     refuse_foreign("score", settings.output)
     summary = score_users(settings)
     finish("score", settings.output, summary, summary)
+    return summary
+
+
+def reward(config: Path, sets: Sets) -> dict[str, Any]:
+    """`plpm reward`: rewards of all sessions by a reward model."""
+    from plpm_ray.training.rewards import RewardConfig, reward_sessions
+
+    clock, settings = Clock(), validate(RewardConfig, read_config(config, sets))
+    done = reward_sessions(
+        settings.tables,
+        settings.bundle,
+        batch=settings.sessions_per_batch,
+        backend=settings.backend,
+        workers=settings.workers,
+        plugins=settings.plugins,
+    )
+    summary = {**done.to_dict(), "seconds": clock.seconds}
+    shown = {
+        "sessions": done.rows,
+        "days_recomputed": len(done.recomputed),
+        "days_unchanged": len(done.unchanged),
+    }
+    finish("reward", done.folder, summary, {**shown, "folder": done.folder, "seconds": clock.seconds})
     return summary
 
 

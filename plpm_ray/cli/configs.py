@@ -57,6 +57,11 @@ class TrainRunConfig(StrictConfig):
         description="for learners of a trial's users (klan.isp): which users train, validate and test; days do not count",
     )
     learner: Named | None = Field(default=None, description="registered learner and its options")
+    rewards: str | None = Field(
+        default=None,
+        description="for a learner that reads rewards (glan.dt): bundle or run of the reward model (glan.hrm), which judges "
+        "the sessions first, unless it has",
+    )
     navigator: Named | None = Field(
         default=None,
         description="instead of a learner: a registered navigator and its options. One that is composed of learners has "

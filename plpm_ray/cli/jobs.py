@@ -19,7 +19,7 @@ def main(
     """Runs a `plpm` command as a job.
 
     Args:
-        command: "data", "train", "stream", "evaluate", "sweep", "score", "simulate logs" or "simulate ab".
+        command: "data", "train", "stream", "evaluate", "sweep", "score", "reward", "simulate logs" or "simulate ab".
         default: config used when none is named; `navigator=NAME` takes that of the navigator, which lies beside it.
         preset: overrides that stand before those given, such as `backend=ray`.
         argv: arguments without the program; default: those of this process.
@@ -85,7 +85,8 @@ def refuse_lost_output(command: str, config: Path, overrides: list[str]) -> None
     here = Path.cwd()
     if UPLOAD not in here.parts or "runtime_resources" not in here.parts:
         return
-    key = "output" if command in ("data", "score", "simulate logs") else "run_root"
+    keys = {"data": "output", "score": "output", "simulate logs": "output", "reward": "tables"}
+    key = keys.get(command, "run_root")
     value = str(read_config(config, overrides).data.get(key, "runs"))
     if not Path(value).expanduser().is_absolute():
         raise ConfigError(

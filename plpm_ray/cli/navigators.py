@@ -90,7 +90,8 @@ def part_job(role: str, settings: TrainRunConfig, split: Split) -> Any:
     run = partial(
         _train_part, learner, options, training, tables, days, where, settings.plugins, settings.users
     )
-    return PartJob(role, run=run, on_ray=training.workers != 0)
+    by = lookup("navigator", settings.navigator.name).rewarded.get(role)
+    return PartJob(role, run=run, on_ray=training.workers != 0, rewarded_by=by)
 
 
 def _train_part(
@@ -102,10 +103,12 @@ def _train_part(
     where: tuple[str, str],
     plugins: tuple[str, ...],
     users: UserSplitConfig,
+    rewards: Path | None = None,
 ) -> Path:
     from plpm_ray.training.run import train
 
-    return train(learner, options, training, tables, *days, *where, plugins, users=users).bundle_path
+    kept = {"users": users, "rewards": rewards}
+    return train(learner, options, training, tables, *days, *where, plugins, **kept).bundle_path
 
 
 def _stream_part(

@@ -42,12 +42,14 @@ class PartJob:
         bundle: bundle or run folder; None where it is trained.
         run: trains it and returns the bundle's folder; picklable.
         on_ray: it starts Ray workers of its own, so it runs in a thread of this process.
+        rewarded_by: another role, whose bundle must be there first: `run` is called with it as `rewards`.
     """
 
     role: str
     bundle: str | None = None
-    run: Callable[[], Path] | None = None
+    run: Callable[..., Path] | None = None
     on_ray: bool = False
+    rewarded_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -228,21 +230,36 @@ def _train_parts(jobs: Sequence[PartJob], backend: Backend) -> dict[str, Path]:
     """Role -> bundle folder."""
     found = {job.role: find_bundle(job.bundle) for job in jobs if job.bundle is not None}
     open_jobs = [job for job in jobs if job.bundle is None]
+    while open_jobs:
+        ready = [job for job in open_jobs if job.rewarded_by is None or job.rewarded_by in found]
+        if not ready:
+            raise ConfigError(
+                f"part {open_jobs[0].role!r} waits for the rewards of {open_jobs[0].rewarded_by!r}, which is no part"
+            )
+        found |= _side_by_side(ready, found, backend)
+        open_jobs = [job for job in open_jobs if job.role not in found]
+    return found
+
+
+def _side_by_side(jobs: Sequence[PartJob], found: Mapping[str, Path], backend: Backend) -> dict[str, Path]:
+    """Role -> bundle folder of jobs that need no other than those found."""
+    runs = [(job, found[job.rewarded_by] if job.rewarded_by is not None else None) for job in jobs]
     if backend == "local":
-        return found | {job.role: _run(job) for job in open_jobs}
+        return {job.role: _run((job, rewards)) for job, rewards in runs}
     # what starts workers of its own only waits here; the others each are a task
-    threads = [job for job in open_jobs if job.on_ray]
-    tasks = [job for job in open_jobs if not job.on_ray]
+    threads = [item for item in runs if item[0].on_ray]
+    tasks = [item for item in runs if not item[0].on_ray]
     with ThreadPoolExecutor(max(1, len(threads))) as pool:
-        waiting = [pool.submit(_run, job) for job in threads]
+        waiting = [pool.submit(_run, item) for item in threads]
         done = run_tasks(_run, tasks, backend=backend, progress="training parts")
-        found |= {job.role: path for job, path in zip(tasks, done, strict=True)}
-        return found | {job.role: future.result() for job, future in zip(threads, waiting, strict=True)}
+        made = {job.role: path for (job, _), path in zip(tasks, done, strict=True)}
+        return made | {job.role: future.result() for (job, _), future in zip(threads, waiting, strict=True)}
 
 
-def _run(job: PartJob) -> Path:
+def _run(item: tuple[PartJob, Path | None]) -> Path:
+    job, rewards = item
     assert job.run is not None
-    return job.run()
+    return job.run() if rewards is None else job.run(rewards=rewards)
 
 
 def _write(run_dir: Path, bundle: Bundle, parts: Mapping[str, Path]) -> None:

@@ -41,6 +41,7 @@ class TrainJob:
         plugins: files (absolute) or modules to import first.
         identity: what decides the result; a run is resumed only by a job with the same.
         users: of a learner of users, how they are divided.
+        rewards: of a learner of rewards, the table they are read from.
     """
 
     learner: str
@@ -55,6 +56,7 @@ class TrainJob:
     plugins: tuple[str, ...]
     identity: dict[str, Any]
     users: UserSplitConfig | None = None
+    rewards: str | None = None
 
     @property
     def hash(self) -> str:
@@ -86,7 +88,7 @@ class TrainJob:
         cls = self.learner_class()
         needs = Needs.of(cls, cls.Config.model_validate(self.learner_config))
         users = None if self.users is None else UserPart(self.users, part)
-        return TableSource(self.root, days, self.spec, needs, users)
+        return TableSource(self.root, days, self.spec, needs, users, self.rewards)
 
     def bundle(self, learner: Learner, metrics: dict[str, Any]) -> Bundle:
         """The trained learner with all that scoring needs."""
@@ -173,11 +175,12 @@ def make_job(
     *,
     exact: bool,
     users: UserSplitConfig | None = None,
+    rewards: str | None = None,
 ) -> TrainJob:
     """Resolves everything; the run's folder is `<folder>-<hash of the identity>`, or `folder` itself where it is `exact`.
 
     For a learner of users, `users` is how they are divided, `train_days` are the days on which trials begin, and there are
-    no `valid_days`.
+    no `valid_days`. For a learner of rewards, `rewards` names their table, and they are in the totals of `fitted`.
     """
     plugins = tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in plugins)
     load_plugins(plugins)
@@ -191,6 +194,7 @@ def make_job(
             "user_id": warehouse.info.user_id,
             "encoder": config_hash([fitted[0].to_dict(), fitted[1].to_dict()]),
             **_rows_identity(warehouse, train_days, valid_days, users),
+            **({} if rewards is None else {"rewards": rewards}),
         },
         **plugins_identity(plugins),
     }
@@ -209,6 +213,7 @@ def make_job(
         plugins=plugins,
         identity=identity,
         users=users,
+        rewards=rewards,
     )
 
 

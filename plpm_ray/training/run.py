@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from plpm_ray.core.storage import exclusive_folder, read_json, write_json
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.data.fit_trial import fit_trial
+from plpm_ray.data.ray_exec import Backend
 from plpm_ray.data.split import UserSplitConfig
 from plpm_ray.navigators.base import LearnerConfig
 from plpm_ray.navigators.bundle import save_bundle
@@ -30,8 +31,9 @@ from plpm_ray.training.comm import Comm, together
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.data import Part, PartReader
 from plpm_ray.training.device import pick_device
-from plpm_ray.training.job import TrainJob, make_job
+from plpm_ray.training.job import TrainJob, make_job, resolve_config
 from plpm_ray.training.loop import Callback, Loop, Record, fit_learner
+from plpm_ray.training.rewards import REWARD, reward_sessions, reward_total
 from plpm_ray.training.stream import LocalReader, StreamTable
 from plpm_ray.training.table import BatchSource, TensorTable, assemble
 from plpm_ray.training.trackers import open_trackers
@@ -78,6 +80,7 @@ def train(
     run_dir: str | Path | None = None,
     fitted: tuple[FeatureSpec, TableStats] | None = None,
     users: UserSplitConfig | None = None,
+    rewards: str | Path | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Trains a learner on the transition table of a warehouse, or goes on with, or reads, a run that is there.
@@ -95,6 +98,8 @@ def train(
         run_dir: the very folder, instead of run_root and name.
         fitted: encoder and totals of the training days or users; fitted here (and cached in the warehouse) by default.
         users: how a trial's users are divided; only for a learner of users.
+        rewards: bundle or run of a reward model, for a learner that reads rewards; its days are judged first, unless they
+            have been. Learners that read none leave it alone.
         notify: is told notices, such as fewer workers than asked for; by default they go to stderr.
 
     Raises:
@@ -105,7 +110,7 @@ def train(
     """
     warehouse = Warehouse.open(warehouse_root)
     load_plugins(tuple(plugins))
-    backend = "ray" if training.workers != 0 else "local"
+    backend: Backend = "ray" if training.workers != 0 else "local"
     if lookup("learner", learner_name).grain == "user":
         users = users or UserSplitConfig()
         fitted = fitted or fit_trial(warehouse, users, backend=backend)
@@ -113,11 +118,45 @@ def train(
     else:
         users, days = None, (tuple(sorted(set(train_days))), tuple(sorted(set(valid_days))))
         fitted = fitted or fit_spec(warehouse, days[0], backend=backend)
+    of: str | None = None
+    if _reads_rewards(learner_name, learner_config):
+        of, fitted = _judged(warehouse, rewards, days, fitted, backend, plugins)
     folder = Path(run_root) / (name or learner_name) if run_dir is None else Path(run_dir)
     what = learner_name, learner_config, training
     exact = run_dir is not None
-    job = make_job(*what, warehouse, *days, fitted, folder, tuple(plugins), exact=exact, users=users)
+    job = make_job(
+        *what, warehouse, *days, fitted, folder, tuple(plugins), exact=exact, users=users, rewards=of
+    )
     return run_job(job, notify or _to_stderr)
+
+
+def _reads_rewards(learner: str, config: Mapping[str, Any] | LearnerConfig) -> bool:
+    cls = lookup("learner", learner)
+    return REWARD in cls.needed_columns(cls.Config.model_validate(resolve_config(cls, config)))
+
+
+def _judged(
+    warehouse: Warehouse,
+    bundle: str | Path | None,
+    days: tuple[tuple[int, ...], tuple[int, ...]],
+    fitted: tuple[FeatureSpec, TableStats],
+    backend: Backend,
+    plugins: Sequence[str],
+) -> tuple[str, tuple[FeatureSpec, TableStats]]:
+    """Name of the reward table, and encoder and totals with the rewards of the training days among them.
+
+    Raises:
+        ConfigError: no reward model is named.
+    """
+    if bundle is None:
+        raise ConfigError(
+            "the learner reads rewards, and no reward model is named",
+            hint="set `rewards` to a run or bundle of one (glan.hrm), or the learner's `reward` to duration",
+        )
+    wanted = sorted({*days[0], *days[1]})
+    name = reward_sessions(warehouse.root, bundle, days=wanted, backend=backend, plugins=plugins).name
+    total = reward_total(warehouse, name, days[0], backend=backend)
+    return name, (fitted[0], replace(fitted[1], reward_s=total))
 
 
 def run_job(job: TrainJob, notify: Callable[[str], None]) -> TrainResult:

@@ -23,6 +23,7 @@ COMMANDS = [
     "uplift",
     "decide",
     "score",
+    "reward",
     "serve",
     "report",
     "doctor",
