@@ -66,7 +66,10 @@ class _PackedAttention(torch.autograd.Function):
                 q_n, d_n = _asking(q, group, heads, width), _asking(d_out, group, heads, width, pads=False)
                 k_n, v_n = _read(kv, group, heads, width)
                 d_weight = torch.bmm(v_n, d_n.transpose(1, 2))
-                d_score = torch._softmax_backward_data(d_weight, weight, 1, torch.float32).mul_(scale)
+                # what autograd calls for a softmax; made of products it would take three more passes
+                d_score = torch._softmax_backward_data(  # pyright: ignore[reportPrivateImportUsage]
+                    d_weight, weight, 1, torch.float32
+                ).mul_(scale)
                 _write(d_q, group, torch.bmm(d_score.transpose(1, 2), k_n), heads)
                 _add(d_kv, group, torch.bmm(d_score, q_n), torch.bmm(weight, d_n), heads)
         return d_q.to(ctx.types[0]), d_kv.to(ctx.types[1]), None, None, None

@@ -84,6 +84,14 @@ class Packing:
         return x if self.order is None else torch.empty_like(x).index_copy(0, self.order, x)
 
 
+def begins(step_S: Tensor) -> Tensor:
+    """(S,) bool, where a sequence begins: at step 0, and where a number does not follow its predecessor."""
+    starts = step_S == 0
+    starts[1:] |= step_S[1:] != step_S[:-1] + 1
+    starts[:1] = True
+    return starts
+
+
 def _starts(length: np.ndarray) -> np.ndarray:
     return length.cumsum() - length
 

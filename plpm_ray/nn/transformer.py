@@ -121,7 +121,7 @@ class CausalTransformer(nn.Module):
 
     def forward(self, x_SUD: Tensor, packing: Packing) -> Tensor:
         """(S, U, D) tokens in the order of the packing's groups -> (S, D) of the tokens that are read."""
-        *first, last = self.blocks
+        *first, last = self._layers
         for block in first:
             x_SUD = block(x_SUD, packing)
         return self.norm(last(x_SUD, packing, self.read).squeeze(1))
@@ -138,7 +138,7 @@ class CausalTransformer(nn.Module):
             (B, D).
         """
         past, seen = self._past(cache_BCW, past_B, x_BAD.shape[1])
-        *first, last = self.blocks
+        *first, last = self._layers
         for block, kv in zip(first, past[:-1], strict=True):
             x_BAD, _ = block.step(x_BAD, kv, seen)
         read, _ = last.step(x_BAD, past[-1], seen, self.read)
@@ -147,12 +147,16 @@ class CausalTransformer(nn.Module):
     def entry(self, x_BUD: Tensor, cache_BCW: Tensor, past_B: Tensor) -> Tensor:
         """(B, W) float16, what a cache keeps of a step that has ended; it belongs in slot `past % C`."""
         past, seen = self._past(cache_BCW, past_B, self.tokens)
-        *first, last = self.blocks
+        *first, last = self._layers
         kept = []
         for block, kv in zip(first, past[:-1], strict=True):
             x_BUD, own = block.step(x_BUD, kv, seen)
             kept.append(own)
         return torch.stack([*kept, last.keys_values(x_BUD)], dim=1).flatten(1).half()
+
+    @property
+    def _layers(self) -> list[_CausalBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
 
     def _past(self, cache_BCW: Tensor, past_B: Tensor, own: int) -> tuple[list[Tensor], Tensor]:
         """Per layer (B, n U, 2 G P) keys and values of the slots in use, and what each of `own` tokens sees: (B, 1, own, keys).

@@ -27,6 +27,7 @@ from plpm_ray.data.split import UserSplitConfig
 from plpm_ray.data.tables import next_rows
 from plpm_ray.data.trials import read_part
 from plpm_ray.navigators.base import Grain, Learner, LearnerConfig
+from plpm_ray.nn.packing import begins
 from plpm_ray.training.table import TensorTable, assemble
 
 _COLUMN_TYPES = {
@@ -75,7 +76,8 @@ class Part:
 
     Attributes:
         rows: sessions in it.
-        sampled: of these, how many are drawn; a session whose successor lies beyond the split is a next state only.
+        sampled: of these, how many are drawn; a session whose successor lies beyond the split is a next state only. Of
+            trajectories, how many the sessions make, since those are drawn whole.
     """
 
     bucket: int
@@ -156,6 +158,8 @@ class TableSource:
         return found
 
     def _shares(self, bucket: int, rows: int, of: int) -> list[Part]:
+        if self.needs.grain == "trajectory":
+            return self._trajectory_shares(bucket, of)
         truncates = self.needs.grain == "transition" and self.needs.horizon == "continuing"
         if of == 1 and not truncates:
             return [Part(bucket, 0, 1, rows, rows)]
@@ -166,6 +170,17 @@ class TableSource:
         return [
             Part(bucket, i, of, int(counts[i]), int(counts[i] - dropped[i])) for i in range(of) if counts[i]
         ]
+
+    def _trajectory_shares(self, bucket: int, of: int) -> list[Part]:
+        table = self._rows(bucket, ["user_id", "step"])
+        share = _share(user_hash(table["user_id"]), of)
+        step = torch.from_numpy(table["step"].to_numpy().astype(np.int64))
+        found: list[Part] = []
+        for index in range(of):
+            own = step[torch.from_numpy(share == index)]
+            if len(own):
+                found.append(Part(bucket, index, of, len(own), int(begins(own).sum())))
+        return found
 
     def _rows(self, bucket: int, columns: list[str] | None = None) -> pa.Table:
         if self.users is None:

@@ -6,18 +6,22 @@ import torch
 
 from plpm_ray.navigators.base import Learner
 from plpm_ray.training.comm import Comm, shared
-from plpm_ray.training.table import TensorTable, no_rows
+from plpm_ray.training.table import no_rows
+from plpm_ray.training.trajectories import Rows, rows_of
 
 EVAL_ROWS = 16_384
 
 
 @torch.inference_mode()
-def evaluate(learner: Learner, valid: TensorTable, comm: Comm | None = None) -> dict[str, float]:
+def evaluate(learner: Learner, valid: Rows, comm: Comm | None = None) -> dict[str, float]:
     """Means of `Learner.metrics` over the rows of all processes, and "rows"; a process may hold none of them.
+
+    Of trajectories the rows are their sessions.
 
     Raises:
         DataError: no process holds any.
     """
+    valid = rows_of(learner.grain, valid)
     was_training = learner.training
     learner.eval()
     totals: dict[str, float] = {}
@@ -27,7 +31,7 @@ def evaluate(learner: Learner, valid: TensorTable, comm: Comm | None = None) -> 
     learner.train(was_training)
     comm = comm or Comm()
     names = max(comm.gather(list(totals)), key=len)
-    *sums, rows = comm.sum([*(totals.get(name, 0.0) for name in names), valid.rows])
+    *sums, rows = comm.sum([*(totals.get(name, 0.0) for name in names), valid.values])
     if not rows:
         raise shared(no_rows("the validation days hold"))
     return {name: total / rows for name, total in zip(names, sums, strict=True)} | {"rows": int(rows)}

@@ -28,6 +28,7 @@ from plpm_ray.training.device import (
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.graph import GraphedUpdate
 from plpm_ray.training.table import BatchSource, TensorTable, no_rows, steps_per_epoch
+from plpm_ray.training.trajectories import Rows, TrajectoryTable, rows_of
 
 _POSITION = ("epoch", "step", "steps", "total", "samples", "stopped")
 Record = dict[str, Any]
@@ -70,7 +71,7 @@ class FitResult:
 def fit_learner(
     learner: Learner,
     table: BatchSource,
-    valid: TensorTable | None,
+    valid: Rows | None,
     config: TrainingConfig,
     callbacks: Sequence[Callback] = (),
     *,
@@ -81,7 +82,8 @@ def fit_learner(
 
     Args:
         learner: as built, on any device; it ends in evaluation mode on the config's device.
-        table: training rows (of this process); a TensorTable should be on that device already.
+        table: training rows (of this process); a TensorTable should be on that device already. For a learner of
+            trajectories it holds their sessions, and its rows, batches and samples are whole trajectories.
         valid: validation rows (of this process), or None.
         config: `workers` and what belongs to it are not read here.
         callbacks: told of logs, epochs and checkpoints, in order.
@@ -116,7 +118,7 @@ class Loop:
         self,
         learner: Learner,
         table: BatchSource,
-        valid: TensorTable | None,
+        valid: Rows | None,
         config: TrainingConfig,
         comm: Comm,
     ) -> None:
@@ -125,7 +127,10 @@ class Loop:
         self.device = pick_device(config)
         self.config, self.comm = config, comm
         self.learner = learner.to(self.device)
-        self.table, self.valid = table, valid
+        self.table = rows_of(learner.grain, table) if isinstance(table, Rows) else table
+        self.valid = None if valid is None else rows_of(learner.grain, valid)
+        # trajectories differ in length, so processes take part in a mean over sessions by how many they hold
+        self._uneven = learner.grain == "trajectory" and comm.world > 1
         if config.patience is not None and valid is None:
             raise ConfigError(
                 "patience needs validation rows",
@@ -163,6 +168,11 @@ class Loop:
     def _record(self) -> GraphedUpdate | None:
         if not self.config.cuda_graph:
             return None
+        if isinstance(self.table, TrajectoryTable):
+            raise ConfigError(
+                "cuda_graph cannot record a learner of trajectories, whose batches differ in size",
+                hint="set training.cuda_graph to false",
+            )
         if self.device.type != "cuda" or self.comm.world > 1 or not isinstance(self.table, TensorTable):
             raise ConfigError(
                 "cuda_graph needs a GPU, a single process and a table in memory",
@@ -236,12 +246,20 @@ class Loop:
         """Forward, backward and optimiser; without a word to the CPU, so that it can be recorded."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.config.amp == "bf16" else nullcontext():
             terms = self.model(batch)
+        if self._uneven:
+            share = self._share(len(batch["step"]))
+            terms = {name: term * share for name, term in terms.items()}
         take_step(self.optimiser, terms["loss"], self.config.grad_clip)
         if not self._terms:
             self._terms = tuple(terms)
             self._window = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
         self._last = torch.stack([term.detach() for term in terms.values()])
         self._window += self._last
+
+    def _share(self, values: int) -> Tensor:
+        """By how much this process counts in the mean over all; 1 where all hold as many values as it does."""
+        own = torch.tensor(float(values), device=self.device)
+        return own / self.comm.mean(own)
 
     def _count(self) -> None:
         self.total += 1
@@ -283,7 +301,7 @@ class Loop:
             self._window_steps = 0
         return record
 
-    def _evaluate(self, valid: TensorTable) -> dict[str, float]:
+    def _evaluate(self, valid: Rows) -> dict[str, float]:
         metrics = evaluate(self.learner, valid, self.comm)
         if self.config.patience is not None:
             if self.config.monitor not in metrics:

@@ -196,7 +196,7 @@ def run_local(job: TrainJob) -> bool:
 def make_table(job: TrainJob, parts: Sequence[Part], reader: PartReader, device: torch.device) -> BatchSource:
     """The training rows of one process: a table on the device, or a stream."""
     if job.training.data.mode == "stream":
-        return StreamTable(parts, reader, job.training.data.window_rows, device)
+        return StreamTable(parts, reader, job.training.data.window_rows, device, job.learner_class().grain)
     return assemble(reader(parts), sum(part.rows for part in parts)).to(device)
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plpm_ray.navigators.base import Grain
 from plpm_ray.training.data import Part, PartReader, TableSource, to_table
 from plpm_ray.training.table import TensorTable, assemble, concatenate
+from plpm_ray.training.trajectories import Rows, rows_of
 
 
 @dataclass
@@ -42,12 +44,14 @@ class StreamTable:
         reader: reads parts in order.
         window_rows: rows shuffled together, at least; a window is closed by the part that reaches them.
         device: where batches are wanted.
+        grain: what a row is; trajectories are drawn whole, and `window_rows` counts their sessions.
     """
 
     parts: Sequence[Part]
     reader: PartReader
     window_rows: int
     device: torch.device
+    grain: Grain = "session"
 
     @property
     def rows(self) -> int:
@@ -71,7 +75,7 @@ class StreamTable:
                     yield {name: values.to(self.device) for name, values in batch.items()}
                     pending, filled = [], 0
 
-    def _windows(self, epoch: int, seed: int, skip: int, until: int) -> Iterator[tuple[TensorTable, Tensor]]:
+    def _windows(self, epoch: int, seed: int, skip: int, until: int) -> Iterator[tuple[Rows, Tensor]]:
         """Windows and the rows to draw from each, for the rows `skip` to `until` - 1 of the epoch's endless order."""
         plan = self._plan(epoch, seed)
         turns, at = -(-until // self.rows), 0
@@ -85,19 +89,24 @@ class StreamTable:
                 at += count
         tables = self.reader([part for window, *_ in wanted for part in window])
         for window, number, first, last in wanted:
-            table = assemble((next(tables) for _ in window), sum(part.rows for part in window))
+            whole = assemble((next(tables) for _ in window), sum(part.rows for part in window))
+            table = rows_of(self.grain, whole)
             generator = torch.Generator().manual_seed(
                 (seed * 1_000_003 + epoch * 7_919 + number + 1) % (1 << 63)
             )
             order = torch.randperm(table.rows, generator=generator)
-            order = order if table.sampled is None else table.sampled[order]
+            if isinstance(table, TensorTable) and table.sampled is not None:
+                order = table.sampled[order]
             yield table, order[first:last]
 
     def _plan(self, epoch: int, seed: int) -> list[list[Part]]:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
         windows: list[list[Part]] = [[]]
         for index in torch.randperm(len(self.parts), generator=generator).tolist():
-            if sum(part.sampled for part in windows[-1]) >= self.window_rows:
+            if sum(self._held(part) for part in windows[-1]) >= self.window_rows:
                 windows.append([])
             windows[-1].append(self.parts[index])
         return windows
+
+    def _held(self, part: Part) -> int:
+        return part.rows if self.grain == "trajectory" else part.sampled

@@ -49,6 +49,11 @@ class TensorTable:
         return self.stored if self.sampled is None else len(self.sampled)
 
     @property
+    def values(self) -> int:
+        """How many values a metric has over the table: one a row."""
+        return self.rows
+
+    @property
     def stored(self) -> int:
         """Rows kept, drawn or not."""
         return len(next(iter(self.columns.values())))

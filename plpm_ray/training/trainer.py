@@ -147,9 +147,9 @@ def _train(job: TrainJob, parts: Sequence[Part], valid_parts: Sequence[Part]) ->
     comm = ProcessGroup(device) if world > 1 else Comm()
     mine = run_of(parts, rank, world)
     if job.training.data.mode == "stream":
-        table = StreamTable(
-            mine, RayReader(job.train_source(), READER_CPUS), job.training.data.window_rows, device
-        )
+        source = job.train_source()
+        reader = RayReader(source, READER_CPUS)
+        table = StreamTable(mine, reader, job.training.data.window_rows, device, source.needs.grain)
     else:
         table = load_shard(ray.train.get_dataset_shard("train"), mine).to(device)
     valid = (
