@@ -49,6 +49,7 @@ class Learner(nn.Module, ABC):
         says: None where `scores` are scores of the K pages; else the names of the numbers it gives. Such a learner is a
             part of others and chooses no pages itself.
 
+        vectors: names in `RawFeatures.vectors` that `scores` reads where they are given, as the keys `vec.<name>` (B, width).
         streamed: it is made to learn sessions in the order in which they happen.
 
     `name` is set by `@register("learner", ...)`.
@@ -57,6 +58,7 @@ class Learner(nn.Module, ABC):
     name: ClassVar[str]
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
     streamed: ClassVar[bool] = False
+    vectors: ClassVar[tuple[str, ...]] = ()
     says: ClassVar[tuple[str, ...] | None] = None
     grain: ClassVar[Grain] = "transition"
     inputs: ClassVar[tuple[str, ...]] = ("dense", "cat")
@@ -267,13 +269,16 @@ class LearnerNavigator(Navigator):
 
     def inputs(self, features: RawFeatures) -> dict[str, Tensor]:
         """Model input of raw features."""
-        return input_tensors(features, self.spec, self.learner.inputs)
+        found = input_tensors(features, self.spec, self.learner.inputs)
+        given = [name for name in self.learner.vectors if name in features.vectors]
+        return found | {f"vec.{name}": torch.from_numpy(features.vectors[name]) for name in given}
 
     @cached_property
     def encoder(self) -> str:
         """The same for navigators whose `inputs` are the same."""
         asked = ("bins", "sequences", "days", "session")
-        return config_hash([self.spec.to_dict(), *(name in self.learner.inputs for name in asked)])
+        read = [name in self.learner.inputs for name in asked]
+        return config_hash([self.spec.to_dict(), *read, *self.learner.vectors])
 
     def scores(self, features: RawFeatures, state: np.ndarray | None = None) -> np.ndarray:
         return self.scored(self.inputs(features))

@@ -20,7 +20,6 @@ from plpm_ray.core.features import FeatureSchema
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import lookup
 from plpm_ray.data.contract import IdType
-from plpm_ray.data.features.layout import nav_state
 from plpm_ray.data.features.sessions import EntryArrays, SessionArrays
 from plpm_ray.data.features.state import features
 from plpm_ray.navigators.base import Navigator
@@ -30,7 +29,7 @@ from plpm_ray.policies.fallback import FallbackChain
 from plpm_ray.serving.config import StreamConfig
 from plpm_ray.serving.decisions import Decisions, Versions
 from plpm_ray.serving.memory_store import MemoryStore
-from plpm_ray.serving.records import Observation, Observed, state_layout, tag_of
+from plpm_ray.serving.records import Observation, Observed, day_state, state_layout, tag_of
 from plpm_ray.serving.store import Outbox, Profiles, StateStore, Stored, Users
 from plpm_ray.serving.tables import Entries, FieldError, read_columns, read_entries, read_sessions, read_users
 
@@ -121,15 +120,12 @@ class NavigationPolicy:
             return Decisions.none(len(self.pages))
         at = EntryArrays(entries.entry_ms, entries.offset_min)
         profiles = self.store.profiles(entries.users) if self.schema.profile else None
-        raw = features(states, at, self.schema, entries.context, profiles)
+        asked = self.navigator.reads_days
+        raw = features(states, at, self.schema, entries.context, profiles, days=asked)
         raw.vectors = {name: _filled(found) for name, found in (stored or {}).items()}
         size = self.navigator.state_size
-        day_state = (
-            nav_state(states, at.local_day, size) * (states["nav_tag"] == self._tag)[:, None]
-            if size
-            else None
-        )
-        scored = self.chain.scores(raw, known, day_state)
+        day = day_state(states, at.local_day, size, self._tag) if size else None
+        scored = self.chain.scores(raw, known, day)
         choice = self._policy.draw(scored.scores, entries.users.hash, entries.entry_ms)
         return Decisions(
             choice.page,

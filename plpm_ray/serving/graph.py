@@ -28,8 +28,8 @@ from plpm_ray.serving.engine import NavigationPolicy
 
 _KEPT = 3  # versions of a part: the one in service, the next, and the last for decisions under way
 _PREPARE_S = 120.0  # to start and load a part
-Rows = tuple[np.ndarray, dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]
-"""Raw features without their schema, which both ends know."""
+Rows = tuple[np.ndarray, dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray | None]
+"""Raw features at entries without their schema, which both ends know."""
 
 
 class PartSource(NamedTuple):
@@ -138,7 +138,13 @@ class RemoteParts:
         Raises:
             PartError: a part failed, or the time is over.
         """
-        rows = (features.numeric, features.categorical, features.sequences, features.vectors)
+        rows = (
+            features.numeric,
+            features.categorical,
+            features.sequences,
+            features.vectors,
+            features.days,
+        )
         calls = [lambda role=role: self._parts.scores(role, self._sources[role], rows) for role in roles]
         return dict(zip(roles, self._all(roles, calls, self._timeout_s), strict=True))
 
@@ -225,8 +231,16 @@ def _joined(schema: FeatureSchema, parts: list[Rows]) -> RawFeatures:
     for i in (1, 2, 3):
         common = [name for name in parts[0][i] if all(name in part[i] for part in parts)]
         columns.append({name: _concat([part[i][name] for part in parts]) for name in common})
+    days = [part[4] for part in parts if part[4] is not None]
+    columns.append(np.concatenate(days) if days else None)
     return RawFeatures(schema, *columns)
 
 
 def _concat(values: list[Any]) -> Any:
-    return pa.concat_arrays(values) if isinstance(values[0], pa.Array) else np.concatenate(values)
+    """One column of several; narrow ones get zeros at their end, as days with fewer sessions have."""
+    if isinstance(values[0], pa.Array):
+        return pa.concat_arrays(values)
+    width = max(value.shape[1:] for value in values)
+    if any(value.shape[1:] != width for value in values):
+        values = [np.pad(value, ((0, 0), (0, width[0] - value.shape[1]))) for value in values]
+    return np.concatenate(values)

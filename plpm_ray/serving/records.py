@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from plpm_ray.core.config import config_hash
-from plpm_ray.core.features import FeatureSchema
+from plpm_ray.core.features import FeatureSchema, RawFeatures
 from plpm_ray.core.hashing import user_hash
 from plpm_ray.data.features import layout
-from plpm_ray.data.features.sessions import EntryArrays, SessionArrays, local_day
+from plpm_ray.data.features.sessions import EntryArrays, SessionArrays
 from plpm_ray.data.features.state import features, observe
 from plpm_ray.data.stream import pack_rows
 from plpm_ray.navigators.base import Navigator
@@ -136,20 +136,41 @@ class Observation:
     ) -> None:
         assert self._inputs is not None
         context, profiles = ({name: _at(v, index) for name, v in columns.items()} for columns in self._inputs)
-        states = records[at]
-        raw = features(
-            states, EntryArrays(sessions.entry_ms, sessions.utc_offset_min), self.schema, context, profiles
-        )
+        entries = EntryArrays(sessions.entry_ms, sessions.utc_offset_min)
+        asked = self.navigator.reads_days
+        raw = features(records[at], entries, self.schema, context, profiles, days=asked)
         outcome = _outcome(sessions)
         if self._rows is not None:
             self._rows.update(zip(index.tolist(), pack_rows(raw, outcome), strict=True))
-        size = self.navigator.state_size
-        if not size:
+        if self.navigator.state_size:
+            outcome |= sessions.page_outcomes(len(self.schema.pages))
+            self._day_goes_on(records, at, entries.local_day, raw, outcome)
+
+    def _day_goes_on(
+        self,
+        records: np.ndarray,
+        at: np.ndarray,
+        day: np.ndarray,
+        raw: RawFeatures,
+        outcome: Mapping[str, np.ndarray],
+    ) -> None:
+        """The navigator's intra-day state after sessions; one of an earlier day than the state's changes nothing."""
+        held, mine = records["nav_day"][at], records["nav_tag"][at] == self.tag
+        now = np.flatnonzero(~mine | (held <= day))
+        if not len(now):
             return
-        day = local_day(sessions.entry_ms, sessions.utc_offset_min)
-        before = layout.nav_state(states, day, size) * (states["nav_tag"] == self.tag)[:, None]
-        layout.set_nav_state(records, at, day, self.navigator.observe(before, raw, outcome))
-        records["nav_tag"][at] = self.tag
+        if len(now) < len(at):
+            raw, outcome = raw.take(now), {name: values[now] for name, values in outcome.items()}
+        before = day_state(records[at[now]], day[now], self.navigator.state_size, self.tag)
+        layout.set_nav_state(records, at[now], day[now], self.navigator.observe(before, raw, outcome))
+        records["nav_tag"][at[now]] = self.tag
+
+
+def day_state(records: np.ndarray, day: np.ndarray, size: int, tag: np.uint64) -> np.ndarray:
+    """(B, size) float32 intra-day state of the navigator with this tag: zeros where the last is of another day or another's."""
+    mine = (records["nav_tag"] == tag)[:, None]
+    # not a product: the bits of a state need not be those of numbers
+    return np.where(mine, layout.nav_state(records, day, size), np.float32(0))
 
 
 def _classify(records: np.ndarray, at: np.ndarray, sessions: SessionArrays) -> np.ndarray:

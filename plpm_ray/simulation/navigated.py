@@ -26,7 +26,7 @@ class NavigatorChooser:
         online: what is known of the users already; it is kept up to date. By default nothing.
 
     Attributes:
-        decisions, cpu_s: how many were made, and the CPU seconds of features, scores and draws.
+        decisions, cpu_s: how many were made, and the CPU seconds of features, scores and draws, and of the state of the day.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class NavigatorChooser:
         )
 
     def _choose(self, online: OnlineFeatures, entries: Entries) -> Choice:
-        features = online.features(entries)
+        features = online.features(entries, self.navigator.reads_days)
         scores = self.navigator.scores(features, self._day_state(entries))
         return self.policy.draw(scores, entries.user_hash, entries.entry_ms)
 
@@ -88,10 +88,20 @@ class NavigatorChooser:
     def observe(self, simulation: Simulation, sessions: Sessions) -> None:
         online = self._begin(simulation)
         if self.navigator.state_size:
-            entries = sessions.entries
-            held = self._day_state(entries)
-            assert held is not None
-            self._nav[entries.rows] = self.navigator.observe(
-                held, online.features(entries), outcome(self.world, sessions)
-            )
+            begun, came = time.process_time(), outcome(self.world, sessions)
+            for at in range(0, len(sessions), _ROWS):
+                self._day_goes_on(
+                    online, sessions.entries, came, np.arange(at, min(at + _ROWS, len(sessions)))
+                )
+            self.cpu_s += time.process_time() - begun
         online.observe(sessions)
+
+    def _day_goes_on(
+        self, online: OnlineFeatures, entries: Entries, came: dict[str, np.ndarray], rows: np.ndarray
+    ) -> None:
+        part = entries.take(rows)
+        held = self._day_state(part)
+        assert held is not None
+        features = online.features(part, self.navigator.reads_days)
+        outcomes = {name: values[rows] for name, values in came.items()}
+        self._nav[part.rows] = self.navigator.observe(held, features, outcomes)

@@ -49,8 +49,8 @@ class OnlineFeatures:
         other.states = self.states.copy()
         return other
 
-    def features(self, entries: Entries) -> RawFeatures:
-        """Features of B entries from what had ended before each."""
+    def features(self, entries: Entries, days: bool = False) -> RawFeatures:
+        """Features of B entries from what had ended before each; with the days before, if asked for."""
         rows = pa.array(entries.rows)
         return online.features(
             self.states,
@@ -59,6 +59,7 @@ class OnlineFeatures:
             context_columns(self.world, entries.live_followed, entries.push),
             {name: column.take(rows) for name, column in self._profile.items()},
             rows=entries.rows,
+            days=days,
         )
 
     def at(self, moments: EntryArrays) -> RawFeatures:

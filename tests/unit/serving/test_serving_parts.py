@@ -269,7 +269,7 @@ def test_requests_at_one_moment_are_scored_together(folder: Path) -> None:
     async def many() -> list[np.ndarray]:
         parts = [raw.take(np.arange(at, at + 3)) for at in range(0, 60, 3)]
         calls: list[Any] = [
-            server.scores(PartSource(version, ""), (p.numeric, p.categorical, p.sequences, p.vectors))
+            server.scores(PartSource(version, ""), (p.numeric, p.categorical, p.sequences, p.vectors, p.days))
             for p in parts
         ]
         return await asyncio.gather(*calls)
