@@ -227,13 +227,13 @@ def _scored(requests: list[tuple[_Loaded, Rows]]) -> list[np.ndarray]:
 def _joined(schema: FeatureSchema, parts: list[Rows]) -> RawFeatures:
     if len(parts) == 1:
         return RawFeatures(schema, *parts[0])
-    columns: list[Any] = [np.concatenate([part[0] for part in parts])]
-    for i in (1, 2, 3):
-        common = [name for name in parts[0][i] if all(name in part[i] for part in parts)]
-        columns.append({name: _concat([part[i][name] for part in parts]) for name in common})
-    days = [part[4] for part in parts if part[4] is not None]
-    columns.append(np.concatenate(days) if days else None)
-    return RawFeatures(schema, *columns)
+    numeric, categorical, sequences, vectors, days = zip(*parts, strict=True)
+    named = [
+        {name: _concat([part[name] for part in of]) for name in of[0] if all(name in part for part in of)}
+        for of in (categorical, sequences, vectors)
+    ]
+    known = [part for part in days if part is not None]
+    return RawFeatures(schema, np.concatenate(numeric), *named, np.concatenate(known) if known else None)
 
 
 def _concat(values: list[Any]) -> Any:

@@ -35,6 +35,10 @@ from plpm_ray.nn.packing import begins
 # places of a session's tokens; the page is read at the state
 RTG, STATE, ACTION = range(3)
 
+DAY_RTG, DAY_STEP, DAY_PAST = "glan.rtg", "glan.step", "glan.past"
+"""Names in `RawFeatures.vectors` of a user's day so far: (B, 1) seconds that it is still to bring, (B, 1) sessions of it, and
+(B, C W / 2) float32 whose bits are the cache's."""
+
 
 class DecisionTransformerConfig(LearnerConfig):
     """Imitation of the pages that led to a day of a given value, by a causal transformer over its sessions (GLAN 3.2)."""
@@ -111,6 +115,7 @@ class DecisionTransformer(Learner):
     config: DecisionTransformerConfig
     grain: ClassVar[Grain] = "trajectory"
     columns: ClassVar[tuple[str, ...]] = ("action", "step", "use_s", "reward", "propensity")
+    vectors: ClassVar[tuple[str, ...]] = (DAY_RTG, DAY_STEP, DAY_PAST)
     day_value_s: Tensor
     class_weight: Tensor
 
@@ -142,6 +147,7 @@ class DecisionTransformer(Learner):
         self.head = nn.Linear(width, len(pages))
         self.cache_width = self.transformer.cache_width
         ratio = stats.reward_ratio if config.reward == "hrm" else 1.0
+        self.reward_ratio = ratio
         self.register_buffer("day_value_s", torch.tensor(stats.mean_day_use_s * ratio, dtype=torch.float32))
         self.register_buffer("class_weight", class_weights(stats, config.weight_clip))
 
@@ -181,8 +187,14 @@ class DecisionTransformer(Learner):
         return torch.stack(kinds, dim=1) + (self.kind[: len(kinds)] + entry_SD.unsqueeze(1))
 
     def logits(self, batch: Batch) -> Tensor:
-        """(S, K) of whole trajectories; of sessions without "step" and "action", each as the first of its day."""
-        dense, rtg = batch["dense"], self.rtg_of(batch)
+        """(S, K) of whole trajectories; of sessions without "step" and "action" that of their `vectors`, or, without these,
+        each as the first of its day."""
+        dense = batch["dense"]
+        if f"vec.{DAY_RTG}" in batch:
+            rtg, step, past = (batch[f"vec.{name}"] for name in self.vectors)
+            cache = past.contiguous().view(torch.float16).unflatten(1, (-1, self.cache_width))
+            return self.decide(rtg[:, 0], dense, batch["cat"], step[:, 0].long(), cache)
+        rtg = self.rtg_of(batch)
         if "step" not in batch or "action" not in batch:
             none = dense.new_zeros((len(dense), 0, self.cache_width), dtype=torch.float16)
             step = torch.zeros(len(dense), dtype=torch.int64, device=dense.device)
