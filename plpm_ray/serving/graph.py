@@ -233,7 +233,8 @@ def _joined(schema: FeatureSchema, parts: list[Rows]) -> RawFeatures:
         for of in (categorical, sequences, vectors)
     ]
     known = [part for part in days if part is not None]
-    return RawFeatures(schema, np.concatenate(numeric), *named, np.concatenate(known) if known else None)
+    joined = np.concatenate(known) if known else None
+    return RawFeatures(schema, np.concatenate(numeric), named[0], named[1], named[2], joined)
 
 
 def _concat(values: list[Any]) -> Any:
