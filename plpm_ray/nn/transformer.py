@@ -65,12 +65,15 @@ class _EncoderBlock(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.query = nn.Linear(width, width)
+        # without bias: that of keys changes no softmax, and that of values ends up in the one of `out`
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width)
         self.feed_forward = FeedForward(width, ff_width, dropout)
 
     def forward(self, x_BTD: Tensor, seen_B11T: Tensor) -> Tensor:
-        parts = self.qkv(self.norm(x_BTD)).chunk(3, dim=2)
+        normed = self.norm(x_BTD)
+        parts = self.query(normed), *self.key_value(normed).chunk(2, dim=2)
         q_BHTP, k_BHTP, v_BHTP = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(q_BHTP, k_BHTP, v_BHTP, attn_mask=seen_B11T)
         x_BTD = x_BTD + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
@@ -181,7 +184,8 @@ class _CausalBlock(nn.Module):
         self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, heads * head_width)
-        self.key_value = nn.Linear(width, 2 * kv_heads * head_width)
+        # without bias: that of keys changes no softmax, and that of values ends up in the one of `out`
+        self.key_value = nn.Linear(width, 2 * kv_heads * head_width, bias=False)
         self.out = nn.Linear(heads * head_width, width)
         self.feed_forward = FeedForward(width, ff_width, dropout)
 

@@ -127,7 +127,8 @@ class Loop:
         self.device = pick_device(config)
         self.config, self.comm = config, comm
         self.learner = learner.to(self.device)
-        self.table = rows_of(learner.grain, table) if isinstance(table, Rows) else table
+        table = rows_of(learner.grain, table) if isinstance(table, Rows) else table
+        self.table = table
         self.valid = None if valid is None else rows_of(learner.grain, valid)
         # trajectories differ in length, so processes take part in a mean over sessions by how many they hold
         self._uneven = learner.grain == "trajectory" and comm.world > 1

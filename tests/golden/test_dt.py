@@ -171,7 +171,7 @@ def lived(learner: DecisionTransformer, batch: dict[str, Tensor], lengths: list[
 @torch.no_grad()
 def test_cached_is_uncached(lengths, config):
     learner, batch = make(**config).eval(), days(lengths)
-    torch.testing.assert_close(lived(learner, batch, lengths), learner.logits(batch), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(lived(learner, batch, lengths), learner.logits(batch), rtol=1e-4, atol=2e-4)
 
 
 @torch.no_grad()
