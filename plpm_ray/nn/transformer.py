@@ -27,6 +27,10 @@ class FeedForward(nn.Sequential):
         ]
         super().__init__(*layers, *([nn.Dropout(dropout)] if dropout else []))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D); as a matrix inside, since a change in place of a view is copied three times."""
+        return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
+
 
 class TransformerEncoder(nn.Module):
     """Steps that see each other, in pre-norm blocks: x + attention(norm x), then x + feed-forward(norm x).
