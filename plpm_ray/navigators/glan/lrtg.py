@@ -51,13 +51,13 @@ class LRTGConfig(LearnerConfig):
         8, ge=1, le=256, description="numbers per categorical field"
     )
     width: Annotated[int, Tunable(choices=(16, 32, 64))] = Field(
-        32, ge=2, le=1024, description="width of a day's representation (d); a multiple of `heads`"
+        16, ge=2, le=1024, description="width of a day's representation (d); a multiple of `heads`"
     )
     heads: int = Field(2, ge=1, le=16, description="attention heads of the Transformer")
     layers: Annotated[int, Tunable(1, 3, kind="int")] = Field(
         1, ge=1, le=12, description="layers of the Transformer"
     )
-    ff_width: int = Field(64, ge=1, description="hidden units of a Transformer layer")
+    ff_width: int = Field(32, ge=1, description="hidden units of a Transformer layer")
     experts: Annotated[int, Tunable(2, 8, kind="int")] = Field(
         4, ge=1, le=64, description="experts shared by the two tasks (M)"
     )
@@ -68,16 +68,18 @@ class LRTGConfig(LearnerConfig):
     tower_hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (16,), description="width of each hidden layer of a task's tower"
     )
-    delta: Annotated[float, Tunable(0.25, 4.0, log=True)] = Field(
-        1.0, gt=0, description="error of a day's use from which the loss is linear, in mean days (eq. 15)"
+    delta: Annotated[float, Tunable(0.5, 8.0, log=True)] = Field(
+        4.0,
+        gt=0,
+        description="error of a day's use from which the loss is linear, in mean days (eq. 15); a small one aims at the median",
     )
-    epsilon_se: Annotated[float, Tunable(0.3, 1.0)] = Field(
-        0.7,
+    epsilon_se: Annotated[float, Tunable(0.5, 1.0)] = Field(
+        0.95,
         gt=0,
         description="bound of the error of sessions, as a share of the variance of a day's sessions; 1 is a constant's",
     )
-    epsilon_rel: Annotated[float, Tunable(0.01, 0.3, log=True)] = Field(
-        0.1,
+    epsilon_rel: Annotated[float, Tunable(0.02, 0.5, log=True)] = Field(
+        0.2,
         gt=0,
         description="bound of the squared distance from the law of use and sessions, as a share of the variance of use",
     )
@@ -85,10 +87,10 @@ class LRTGConfig(LearnerConfig):
         0.05, gt=0, description="step of the dual variables (eq. 19)"
     )
     rho: float = Field(
-        0.9, ge=0, lt=1, description="weight of the past in the constraints' moving averages (eq. 20)"
+        0.98, ge=0, lt=1, description="weight of the past in the constraints' moving averages (eq. 20)"
     )
     lambda_max: float = Field(
-        10.0,
+        5.0,
         gt=0,
         description="largest dual variable; one that stays there tells that its bound cannot be met",
     )
