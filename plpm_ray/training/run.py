@@ -1,6 +1,6 @@
 """A training run from config to bundle: `train`. The run folder says all about it and is where it is resumed.
 
-<run_root>/<name>-<hash>/   config.json  metrics.jsonl  checkpoints/  bundle/  summary.json
+<run_root>/<name>-<hash>/   config.json  metrics.jsonl  checkpoints/  bundle/  summary.json  (constraints.svg)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from plpm_ray.navigators.bundle import save_bundle
 from plpm_ray.training.checkpoint import CheckpointFolder
 from plpm_ray.training.comm import Comm, together
 from plpm_ray.training.config import TrainingConfig
+from plpm_ray.training.constraints import write_constraints
 from plpm_ray.training.data import Part, PartReader
 from plpm_ray.training.device import pick_device
 from plpm_ray.training.job import TrainJob, make_job, resolve_config
@@ -325,6 +326,9 @@ def _finish(job: TrainJob, resumed: bool) -> dict[str, Any]:
         "resumed": resumed,
         "data": job.identity["data"],
     }
+    constraints = write_constraints(learner, job.run_dir)
+    if constraints is not None:
+        summary["constraints"] = constraints
     write_json(job.run_dir / "summary.json", summary)
     return summary
 
