@@ -55,29 +55,32 @@ class Run:
         self.runs, self.tables = str(self.root / "runs"), str(self.root / "tables")
 
     def go(self) -> None:
+        self.make_klan(alone=True)
+        self.plpm("simulate ab", "ab", self.experiment())
+
+    def logs(self) -> dict[str, Any]:
+        """The world whose users are logged."""
+        given = self.given
+        return {"name": "world", "world": given.world, "seed": given.seed, "users": given.log_users}
+
+    def make_klan(self, alone: bool = False) -> None:
+        """Logs with a trial, and KLAN of them; with its rivals too, where it is alone."""
         import torch
 
         trial = {"start_day": 7, "shares": {"control": 4}}
-        logs = {
-            "name": "world",
-            "world": self.given.world,
-            "seed": self.given.seed,
-            "users": self.given.log_users,
-        }
-        dataset = {**logs, "days": 14, "warmup_days": 7, "trial": trial}
+        dataset = {**self.logs(), "days": 14, "warmup_days": 7, "trial": trial}
         self.plpm("data", "data", {"dataset": dataset, "output": self.tables, "backend": "processes"})
         graph = torch.cuda.is_available()
         fast = {"epochs": 6, "batch_size": 8192, "lr": 1e-3, "cuda_graph": graph, "num_threads": 1}
-        learners = {
-            "iit": {"name": "klan.iit"},
-            "iit_constant": {"name": "klan.iit", "beta": 0.0},
-            "dqn": {"name": "reference.dqn"},
-            "bc": {"name": "reference.bc"},
-        }
-        jobs: dict[str, dict[str, Any]] = {n: {"learner": x, "training": fast} for n, x in learners.items()}
-        jobs["lightgbm"] = {"navigator": {"name": "reference.lightgbm", "rounds": 200}}
+        learners = {"iit": {"name": "klan.iit"}}
+        jobs: dict[str, dict[str, Any]] = {}
+        if alone:
+            learners["iit_constant"] = {"name": "klan.iit", "beta": 0.0}
+            learners |= {n: {"name": f"reference.{n}"} for n in ("dqn", "bc")}
+            jobs["lightgbm"] = {"navigator": {"name": "reference.lightgbm", "rounds": 200}}
+        jobs |= {n: {"learner": x, "training": fast} for n, x in learners.items()}
         # the spec of the training days is fitted once, by the first
-        self.train("bc", jobs.pop("bc"))
+        self.train("iit", jobs.pop("iit"))
         small = {"epochs": 30, "batch_size": 1024, "lr": 1e-3, "patience": 5, "num_threads": 1}
         parts = {
             "isp": {"training": small},
@@ -87,15 +90,14 @@ class Run:
         with ThreadPoolExecutor(self.given.workers) as pool:
             list(pool.map(lambda job: self.train(*job), jobs.items()))
         self.train("klan", {"navigator": {"name": "klan"}, "parts": parts, "backend": "processes"})
-        self.plpm("simulate ab", "ab", self.experiment())
 
     def train(self, name: str, content: dict[str, Any]) -> None:
         shared = {"name": name, "run_root": self.runs, "tables": self.tables, "split": SPLIT}
         self.plpm("train", name, {**shared, **content})
 
-    def experiment(self) -> dict[str, Any]:
+    def arms(self) -> list[dict[str, Any]]:
         klan = f"{self.runs}/klan"
-        arms: list[dict[str, Any]] = [
+        return [
             {"label": "logging", "builtin": "logging"},
             {"label": "random", "builtin": "random"},
             {"label": "oracle", "builtin": "far_sighted_oracle"},
@@ -105,10 +107,12 @@ class Run:
             *({"label": f"klan, {w}", "bundle": klan, "options": {"weights": w}} for w in ("page", "shared")),
             {"label": "klan", "bundle": klan},
         ]
+
+    def experiment(self) -> dict[str, Any]:
         from plpm_ray.simulation.config import load_world
 
         world = load_world(self.given.world).model_dump(mode="json") | {"seed": self.given.seed}
-        made = {"name": "ab", "run_root": self.runs, "world": world, "arms": arms, "design": "twins"}
+        made = {"name": "ab", "run_root": self.runs, "world": world, "arms": self.arms(), "design": "twins"}
         days = {"warmup_days": 7, "aa_days": 3, "ab_days": 7, "users": self.given.users}
         return {
             **made,
