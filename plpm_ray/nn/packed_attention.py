@@ -6,6 +6,7 @@ G key heads, R query heads for each of them, P width of a head.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -38,101 +39,107 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, packing: Packing, kv_heads: int, ask: int) -> Tensor:
-        ctx.packing, ctx.kv_heads, ctx.types = packing, kv_heads, (q.dtype, kv.dtype)
+        ctx.packing, ctx.types, ctx.shape = packing, (q.dtype, kv.dtype), kv.shape
         q, kv = q.float(), kv.float()
-        scale, width = _scale(kv, kv_heads), kv.shape[2] // (2 * kv_heads)
+        ctx.heads = heads = _Heads(kv_heads, kv.shape[2] // (2 * kv_heads))
         out = torch.empty_like(q)
-        weights: list[Tensor] = []
+        saved: list[Tensor] = []
         with torch.autocast(q.device.type, enabled=False):
             for group in packing.groups:
-                q_n = _asking(q, group, kv_heads, width)
-                k_n, v_n = _read(kv, group, kv_heads, width)
-                mask = _mask(group, q.shape[1], kv.shape[1], ask, q.shape[2] // (kv_heads * width), q.device)
-                weight = torch.baddbmm(mask, k_n, q_n.transpose(1, 2), alpha=scale).softmax(1)
-                _write(out, group, torch.bmm(weight.transpose(1, 2), v_n), kv_heads)
-                weights.append(weight)
+                q_n, (k_n, v_n) = heads.asking(q, group), heads.read(kv, group)
+                mask = _mask(
+                    group, q.shape[1], kv.shape[1], ask, q.shape[2] // (kv_heads * heads.width), q.device
+                )
+                weight = torch.baddbmm(mask, k_n, q_n.transpose(1, 2), alpha=heads.scale).softmax(1)
+                heads.write(out, group, torch.bmm(weight.transpose(1, 2), v_n))
+                saved += q_n, k_n, v_n, weight
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, kv, *weights)
+            ctx.save_for_backward(*saved)
         return out.to(ctx.types[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        q, kv, *weights = ctx.saved_tensors
-        heads, scale = ctx.kv_heads, _scale(kv, ctx.kv_heads)
-        width, d_out = kv.shape[2] // (2 * heads), grads[0].float().contiguous()
-        d_q, d_kv = torch.empty_like(q), torch.zeros_like(kv)
-        with torch.autocast(q.device.type, enabled=False):
-            for group, weight in zip(ctx.packing.groups, weights, strict=True):
-                q_n, d_n = _asking(q, group, heads, width), _asking(d_out, group, heads, width, pads=False)
-                k_n, v_n = _read(kv, group, heads, width)
+        heads, saved, d_out = ctx.heads, iter(ctx.saved_tensors), grads[0].float().contiguous()
+        d_q, d_kv = torch.empty_like(d_out), d_out.new_zeros(ctx.shape)
+        with torch.autocast(d_out.device.type, enabled=False):
+            for group, q_n, k_n, v_n, weight in zip(
+                ctx.packing.groups, saved, saved, saved, saved, strict=False
+            ):
+                d_n = heads.asking(d_out, group, pads=False)
                 d_weight = torch.bmm(v_n, d_n.transpose(1, 2))
                 # what autograd calls for a softmax; made of products it would take three more passes
                 d_score = torch._softmax_backward_data(  # pyright: ignore[reportPrivateImportUsage]
                     d_weight, weight, 1, torch.float32
-                ).mul_(scale)
-                _write(d_q, group, torch.bmm(d_score.transpose(1, 2), k_n), heads)
-                _add(d_kv, group, torch.bmm(d_score, q_n), torch.bmm(weight, d_n), heads)
+                ).mul_(heads.scale)
+                heads.write(d_q, group, torch.bmm(d_score.transpose(1, 2), k_n))
+                heads.add(d_kv, group, torch.bmm(d_score, q_n), torch.bmm(weight, d_n))
         return d_q.to(ctx.types[0]), d_kv.to(ctx.types[1]), None, None, None
 
 
-def _scale(kv_SUY: Tensor, kv_heads: int) -> float:
-    return (kv_SUY.shape[2] // (2 * kv_heads)) ** -0.5
+@dataclass(frozen=True)
+class _Heads:
+    """Rows of groups out of and into packed tensors, by key head.
 
+    Attributes:
+        count, width: G and P.
+    """
 
-def _split(x: Tensor, count: int, kv_heads: int, width: int) -> Tensor:
-    """(n L, A, G R P) -> (n G, L A R, P); a view where G is 1."""
-    x = x.view(count, -1, kv_heads, x.shape[2] // (kv_heads * width), width)
-    return x.transpose(1, 2).reshape(count * kv_heads, -1, width)
+    count: int
+    width: int
 
+    @property
+    def scale(self) -> float:
+        return self.width**-0.5
 
-def _join(x: Tensor, steps: int, tokens: int, kv_heads: int) -> Tensor:
-    """(n G, L A R, P) -> (n L, A, G R P), with `steps` = n L and `tokens` = A; a view where G is 1."""
-    count, width = len(x) // kv_heads, x.shape[2]
-    x = x.view(count, kv_heads, steps // count * tokens, -1, width)
-    return x.transpose(1, 2).reshape(steps, tokens, -1)
+    def split(self, x: Tensor, n: int) -> Tensor:
+        """(n L, A, G R P) -> (n G, L A R, P); a view where G is 1."""
+        if self.count == 1:
+            return x.view(n, -1, self.width)
+        x = x.view(n, -1, self.count, x.shape[2] // (self.count * self.width), self.width)
+        return x.transpose(1, 2).reshape(n * self.count, -1, self.width)
 
+    def join(self, x: Tensor, group: Group, steps: int, tokens: int) -> Tensor:
+        """(n G, L A R, P) -> (n L, A, G R P), with `steps` = n L and `tokens` = A; a view where G is 1."""
+        if self.count > 1:
+            x = x.view(group.count, self.count, steps // group.count * tokens, -1, self.width).transpose(1, 2)
+        return x.reshape(steps, tokens, -1)
 
-def _asking(x: Tensor, group: Group, kv_heads: int, width: int, pads: bool = True) -> Tensor:
-    """(n G, L A R, P) rows of a group of (S, A, G R P); zeros at its pads where those are not wanted."""
-    steps = group.count * group.length
-    if group.asks is None:
-        return _split(x[group.first : group.first + steps], group.count, kv_heads, width)
-    rows = x.index_select(0, group.asks)
-    if group.pads is not None and not pads:
-        rows.index_fill_(0, group.pads, 0.0)
-    return _split(rows, group.count, kv_heads, width)
+    def asking(self, x: Tensor, group: Group, pads: bool = True) -> Tensor:
+        """(n G, L A R, P) of (S, A, G R P) where a group asks; zeros at its pads where those are not wanted."""
+        if group.asks is None:
+            return self.split(x[group.first : group.first + group.steps], group.count)
+        rows = x.index_select(0, group.asks)
+        if group.pads is not None and not pads:
+            rows.index_fill_(0, group.pads, 0.0)
+        return self.split(rows, group.count)
 
+    def read(self, kv: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        """Keys and values, (n G, L U, P), that a group reads."""
+        if group.reads is None:
+            kv = kv[group.first : group.first + group.steps]
+        else:
+            kv = kv.index_select(0, group.reads)
+        half = self.count * self.width
+        return self.split(kv[..., :half], group.count), self.split(kv[..., half:], group.count)
 
-def _read(kv: Tensor, group: Group, kv_heads: int, width: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (n G, L U, P) that a group reads."""
-    if group.reads is None:
-        kv = kv[group.first : group.first + group.count * group.length]
-    else:
-        kv = kv.index_select(0, group.reads)
-    keys, values = kv.split(kv_heads * width, dim=2)
-    return _split(keys, group.count, kv_heads, width), _split(values, group.count, kv_heads, width)
+    def write(self, out: Tensor, group: Group, x: Tensor) -> None:
+        """Puts (n G, L A R, P) where a group asked."""
+        x = self.join(x, group, group.steps, out.shape[1])
+        if group.asks is None:
+            out[group.first : group.first + group.steps] = x
+        elif group.kept is None:
+            out.index_copy_(0, group.asks, x)
+        else:
+            out.index_copy_(0, group.asks[group.kept], x.index_select(0, group.kept))
 
-
-def _write(out: Tensor, group: Group, x: Tensor, kv_heads: int) -> None:
-    """Puts (n G, L A R, P) where a group asked."""
-    x = _join(x, group.count * group.length, out.shape[1], kv_heads)
-    if group.asks is None:
-        out[group.first : group.first + len(x)] = x
-    elif group.kept is None:
-        out.index_copy_(0, group.asks, x)
-    else:
-        out.index_copy_(0, group.asks[group.kept], x.index_select(0, group.kept))
-
-
-def _add(d_kv: Tensor, group: Group, d_keys: Tensor, d_values: Tensor, kv_heads: int) -> None:
-    """Adds the gradients of (n G, L U, P) keys and values where a group read; those of pads are 0."""
-    steps = group.count * group.length * (1 + group.before)
-    parts = [_join(part, steps, d_kv.shape[1], kv_heads) for part in (d_keys, d_values)]
-    if group.reads is not None:
-        d_kv.index_add_(0, group.reads, torch.cat(parts, dim=2))
-        return
-    for place, part in zip(d_kv[group.first : group.first + steps].chunk(2, dim=2), parts, strict=True):
-        place.copy_(part)
+    def add(self, d_kv: Tensor, group: Group, d_keys: Tensor, d_values: Tensor) -> None:
+        """Adds the gradients of (n G, L U, P) keys and values where a group read; those of pads are 0."""
+        steps = group.steps * (1 + group.before)
+        parts = torch.cat([self.join(d, group, steps, d_kv.shape[1]) for d in (d_keys, d_values)], dim=2)
+        if group.reads is None:
+            d_kv[group.first : group.first + steps] = parts
+        else:
+            d_kv.index_add_(0, group.reads, parts)
 
 
 def _mask(group: Group, asking: int, tokens: int, ask: int, repeat: int, device: torch.device) -> Tensor:

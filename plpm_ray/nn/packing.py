@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# lengths up to this make a group each; longer ones share one as long as the longest is so much longer than the shortest
-EXACT, STRETCH = 6, 1.3
+# sequences of one length that hold so many steps make a group, fewer share it with others up to so many times as long
+ENOUGH, STRETCH = 48, 1.5
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Group:
     kept: Tensor | None = None
     pads: Tensor | None = None
     before: bool = False
+
+    @property
+    def steps(self) -> int:
+        """n L, pads included."""
+        return self.count * self.length
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,9 @@ def _groups(length: np.ndarray, window: int, device: torch.device) -> list[Group
     at = 0
     while at < whole:
         shortest = int(length[at])
-        limit = shortest if shortest <= EXACT else min(int(shortest * STRETCH), window)
-        end = int(np.searchsorted(length, limit, side="right"))
+        end = int(np.searchsorted(length, shortest, side="right"))
+        if (end - at) * shortest < ENOUGH:
+            end = int(np.searchsorted(length, min(int(shortest * STRETCH), window), side="right"))
         longest = int(length[end - 1])
         if longest == shortest:
             found.append(Group(end - at, shortest, first=int(start[at])))
