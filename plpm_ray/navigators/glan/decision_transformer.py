@@ -192,7 +192,9 @@ class DecisionTransformer(Learner):
         dense = batch["dense"]
         if f"vec.{DAY_RTG}" in batch:
             rtg, step, past = (batch[f"vec.{name}"] for name in self.vectors)
-            cache = past.contiguous().view(torch.float16).unflatten(1, (-1, self.cache_width))
+            # without rows, what comes from NumPy may have strides of which no view can be made
+            past = past.contiguous() if len(past) else past.new_empty(past.shape)
+            cache = past.view(torch.float16).unflatten(1, (-1, self.cache_width))
             return self.decide(rtg[:, 0], dense, batch["cat"], step[:, 0].long(), cache)
         rtg = self.rtg_of(batch)
         if "step" not in batch or "action" not in batch:
