@@ -18,6 +18,7 @@ from plpm_ray.training.table import TensorTable
 from tests.training_tables import fitted, pages
 
 SMALL = {"width": 8, "ff_width": 8, "experts": 2, "expert_hidden": 8, "expert_width": 4, "tower_hidden": ()}
+BINDING = {"epsilon_se": 0.3}
 
 
 def make(**config) -> LRTG:
@@ -93,7 +94,7 @@ def test_multipliers_stay_within_their_range_where_a_bound_cannot_be_met():
 
 def test_a_restored_run_goes_on_as_if_it_had_never_stopped():
     table, training = TensorTable(rows_of(256)), TrainingConfig(epochs=4, batch_size=64, device="cpu")
-    whole = make()
+    whole = make(**BINDING)
     fit_learner(whole, table, None, training)
     kept: dict[int, bytes] = {}
 
@@ -103,8 +104,8 @@ def test_a_restored_run_goes_on_as_if_it_had_never_stopped():
             torch.save(loop.state(), file)
             kept[loop.epoch] = file.getvalue()
 
-    fit_learner(make(), table, None, training, [Keep()])
-    again = make()
+    fit_learner(make(**BINDING), table, None, training, [Keep()])
+    again = make(**BINDING)
     loop = Loop(again, table, None, training, Comm())
     loop.load_state(torch.load(io.BytesIO(kept[2]), weights_only=False))
     assert again.duals.value.any() and not torch.equal(again.duals.value, whole.duals.value)
@@ -118,7 +119,7 @@ def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     half = {name: values[rank * 128 : (rank + 1) * 128] for name, values in rows_of(256).items()}
-    learner = make(epsilon_se=0.3)
+    learner = make(**BINDING)
     training = TrainingConfig(epochs=5, batch_size=64, device="cpu")
     fit_learner(learner, TensorTable(half), None, training, comm=ProcessGroup(torch.device("cpu")))
     torch.save(learner.state_dict(), f"{folder}/rank{rank}.pt")
