@@ -32,6 +32,7 @@ class Observed(NamedTuple):
 
 
 _NEW, _REPEATED, _LATE = range(len(Observed._fields))
+_TAIL = ["nav_day", "nav", "nav_tag"]
 
 
 def state_layout(schema: FeatureSchema, state_size: int) -> StateLayout:
@@ -161,16 +162,16 @@ class Observation:
             return
         if len(now) < len(at):
             raw, outcome = raw.take(now), {name: values[now] for name, values in outcome.items()}
-        before = day_state(records[at[now]], day[now], self.navigator.state_size, self.tag)
+        # a record is gathered without its history, of which the features were made already
+        before = day_state(records[_TAIL][at[now]], day[now], self.navigator.state_size, self.tag)
         layout.set_nav_state(records, at[now], day[now], self.navigator.observe(before, raw, outcome))
         records["nav_tag"][at[now]] = self.tag
 
 
 def day_state(records: np.ndarray, day: np.ndarray, size: int, tag: np.uint64) -> np.ndarray:
-    """(B, size) float32 intra-day state of the navigator with this tag: zeros where the last is of another day or another's."""
-    mine = (records["nav_tag"] == tag)[:, None]
-    # not a product: the bits of a state need not be those of numbers
-    return np.where(mine, layout.nav_state(records, day, size), np.float32(0))
+    """(B, size) float32 intra-day state of the navigator with this tag, not to be changed: zeros where the last is of another
+    day or another's."""
+    return layout.nav_state(records, day, size, records["nav_tag"] == tag)
 
 
 def _classify(records: np.ndarray, at: np.ndarray, sessions: SessionArrays) -> np.ndarray:

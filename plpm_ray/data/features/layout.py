@@ -92,10 +92,20 @@ def from_bytes(blobs: Sequence[bytes | None], dtype: np.dtype) -> np.ndarray:
     return states
 
 
-def nav_state(states: np.ndarray, day: np.ndarray, nav_size: int) -> np.ndarray:
-    """(B, nav_size) float32 intra-day state of a navigator: zeros where the last one is of another local day."""
-    same = states["nav_day"] == day
-    return np.where(same[:, None], states["nav"][:, :nav_size], np.float32(0))
+def nav_state(
+    states: np.ndarray, day: np.ndarray, nav_size: int, mine: np.ndarray | None = None
+) -> np.ndarray:
+    """(B, nav_size) float32 intra-day state of a navigator: zeros where the last one is of another local day, or where `mine`
+    (B,) is False. Its bits need not be those of numbers. It may lie in the states themselves, so it is not to be changed."""
+    held = states["nav_day"] == day
+    if mine is not None:
+        held &= mine
+    nav = states["nav"][:, :nav_size]
+    if held.all():
+        return nav
+    made = np.zeros(nav.shape, dtype=np.float32)
+    made[held] = nav[held]
+    return made
 
 
 def set_nav_state(states: np.ndarray, rows: np.ndarray, day: np.ndarray, values: np.ndarray) -> None:
