@@ -60,8 +60,10 @@ class HRMConfig(LearnerConfig):
         True,
         description="undo the distortion that gamma brings into the chance of a drop-off; false: as in the paper",
     )
-    delta: Annotated[float, Tunable(0.25, 4.0, log=True)] = Field(
-        1.0, gt=0, description="error of a page's seconds from which the loss is linear, in mean sessions"
+    delta: Annotated[float, Tunable(0.5, 8.0, log=True)] = Field(
+        4.0,
+        gt=0,
+        description="error of a page's seconds from which the loss is linear, in mean sessions; a small one aims at the median",
     )
     embedding_dim: Annotated[int, Tunable(8, 64, log=True, kind="int")] = Field(
         32, ge=1, le=256, description="numbers per embedded field and per landing page (D)"

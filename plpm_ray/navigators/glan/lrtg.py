@@ -53,7 +53,7 @@ class LRTGConfig(LearnerConfig):
     width: Annotated[int, Tunable(choices=(16, 32, 64))] = Field(
         16, ge=2, le=1024, description="width of a day's representation (d); a multiple of `heads`"
     )
-    heads: int = Field(2, ge=1, le=16, description="attention heads of the Transformer")
+    heads: int = Field(1, ge=1, le=16, description="attention heads of the Transformer")
     layers: Annotated[int, Tunable(1, 3, kind="int")] = Field(
         1, ge=1, le=12, description="layers of the Transformer"
     )

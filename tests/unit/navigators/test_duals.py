@@ -68,8 +68,8 @@ def test_before_the_first_loss_nothing_is_said():
 
 
 def test_constraints_that_the_free_optimum_breaks_are_kept():
-    table = TensorTable(rows_of(512))
-    training = TrainingConfig(epochs=40, batch_size=128, lr=1e-2, device="cpu")
+    table = TensorTable(rows_of(256))
+    training = TrainingConfig(epochs=60, batch_size=64, lr=1e-2, device="cpu")
     settings = {"epsilon_se": 0.6, "epsilon_rel": 0.1, "eta": 0.5}
     free, bound = make(**settings, constrained=False), make(**settings)
     for learner in (free, bound):
