@@ -316,12 +316,14 @@ class Heuristic(Navigator):
     """Base of navigators without weights of their own; registered with `@register("navigator", ...)`.
 
     One that is composed of others (scores fused from several learners) names its `roles`, role -> registered name of what
-    usually fills it, and finds their navigators in `parts`. `rewarded` says which role learns from the rewards of which.
+    usually fills it, and finds their navigators in `parts`. `rewarded` says which role learns from the rewards of which,
+    `unasked` names the roles that no decision asks, which so need no deployment of their own.
     """
 
     Config: ClassVar[type[HeuristicConfig]] = HeuristicConfig
     roles: ClassVar[Mapping[str, str]] = {}
     rewarded: ClassVar[Mapping[str, str]] = {}
+    unasked: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -12,11 +12,12 @@ from typing import Any
 
 from plpm_ray.core.config import ConfigSource, nearest, read_config, validate
 from plpm_ray.core.errors import ConfigError, StateError
+from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.navigators.bundle import find_bundle
 from plpm_ray.serving.config import PartConfig, ServeArgs, SwapConfig
 from plpm_ray.serving.engine import NavigationPolicy
 from plpm_ray.serving.graph import PartServer, PartSource, RemoteParts, Rows, attached
-from plpm_ray.serving.replica import Replica, part_folders
+from plpm_ray.serving.replica import Replica, part_folders, recorded
 
 DEPLOYMENT = "Navigator"
 PART = "Part"
@@ -112,8 +113,11 @@ def _ingress(args: ServeArgs) -> Any:
             assert self.loop is not None
             versions = {role: part.version for role, part in policy.bundle.parts.items()}
             plugins = {role: tuple(part.plugins) for role, part in policy.bundle.parts.items()}
+            unasked = getattr(policy.navigator, "unasked", ())
             sources = {
-                role: PartSource(versions[role], str(path), plugins[role]) for role, path in folders.items()
+                role: PartSource(versions[role], str(path), plugins[role])
+                for role, path in folders.items()
+                if role not in unasked
             }
             timeout_s = self.replica.args.part_timeout_s
             attached(policy, RemoteParts(self.parts, sources, self.loop, timeout_s, self.reload))
@@ -147,10 +151,11 @@ def _ingress(args: ServeArgs) -> Any:
 
 
 def _part_applications(args: ServeArgs) -> dict[str, Any]:
-    """Role -> deployment of that part, with its arguments bound."""
+    """Role -> deployment of that part, with its arguments bound; none for parts that no decision asks."""
     from ray import serve
 
-    folders = {folder.name: folder for folder in (find_bundle(args.bundle) / "parts").glob("*")}
+    bundle = find_bundle(args.bundle)
+    folders = {folder.name: folder for folder in (bundle / "parts").glob("*")}
     for role in (*args.graph, *args.parts):
         if role not in folders:
             raise ConfigError(
@@ -163,7 +168,14 @@ def _part_applications(args: ServeArgs) -> dict[str, Any]:
         )
     given = part_folders(args, SwapConfig(), folders)
     made: dict[str, Any] = {}
-    for role in sorted(folders):
+    load_plugins(args.plugins)
+    unasked = lookup("navigator", recorded(bundle)["name"]).unasked
+    for role in unasked:
+        if role in args.graph:
+            raise ConfigError(
+                f"graph.{role} is set, and no decision asks that part", hint=f"leave graph.{role} out"
+            )
+    for role in sorted(folders.keys() - set(unasked)):
         config = args.graph.get(role, PartConfig())
         options = {
             "name": f"{PART}_{role}",

@@ -237,15 +237,24 @@ class Replica:
                 _log.exception("looking for new bundles failed")
 
 
-def recorded_version(path: str | Path) -> str:
-    """The version that a bundle says it has, without reading its weights.
+def recorded(path: str | Path) -> dict[str, Any]:
+    """What a bundle says of itself, without its weights.
 
     Raises:
         BundleError: it is no bundle.
         StorageError: it cannot be read.
     """
-    folder = find_bundle(path)
-    version = read_json(folder / "bundle.json").get("version")
+    return read_json(find_bundle(path) / "bundle.json")
+
+
+def recorded_version(path: str | Path) -> str:
+    """The version that a bundle says it has.
+
+    Raises:
+        BundleError: it is no bundle.
+        StorageError: it cannot be read.
+    """
+    version = recorded(path).get("version")
     if not isinstance(version, str):
-        raise BundleError(f"{folder} records no version", hint="copy it again or train it again")
+        raise BundleError(f"{path} records no version", hint="copy it again or train it again")
     return version

@@ -23,6 +23,7 @@ from plpm_ray.serving.config import DecisionLogConfig, PartConfig, ServeArgs, St
 from plpm_ray.serving.deployment import DEPLOYMENT, build_application, read_args
 from plpm_ray.serving.engine import load_policy
 from plpm_ray.serving.local_valkey import LocalValkey
+from tests.unit.serving.glan_world import glan_bundle
 from tests.unit.serving.serving_world import (
     PAGES,
     batch_of,
@@ -296,3 +297,36 @@ def test_a_part_is_swapped_in_the_graph_and_a_lost_one_costs_no_request(graph: t
     assert after["scores"] == before["scores"] and after["versions"] == before["versions"]
     assert {status for status, _ in answers} == {200}
     assert "plpm_fallbacks_total" in client.send("GET", "/graph/metrics")[1]
+
+
+def test_glan_lives_a_day_in_the_graph_as_fused(port: int, tmp_path: Path) -> None:
+    """Decisions ask L-RTG and the transformer over handles, feedback is worked out in the ingress."""
+    from ray import serve
+
+    policy = PolicyConfig(kind="proportional")
+    args = ServeArgs(
+        bundle=str(save_bundle(glan_bundle(), tmp_path / "glan")),
+        layout="graph",
+        graph={role: PartConfig(num_cpus=0.1) for role in ("lrtg", "dt")},
+        num_cpus=0.1,
+        part_timeout_s=5,
+        policy=policy,
+    )
+    serve.run(build_application(args), name="glan", route_prefix="/glan")
+    client, fused = Client(port), Service(load_policy(glan_bundle(), policy))
+    try:
+        deployed = set(serve.status().applications["glan"].deployments)
+        assert deployed == {DEPLOYMENT, "Part_lrtg", "Part_dt"}
+        left: dict[int, list[float]] = {}
+        for row in sessions_table(users=2, per_user=5, seed=7).to_pylist():
+            body = as_json(row)
+            entry = {k: body[k] for k in ("user_id", "entry_time", "utc_offset_min", "context")}
+            answer = client.post("/glan/v1/navigate", entry | {"explain": True})
+            assert answer == call(fused, "POST", "/v1/navigate", entry | {"explain": True})
+            assert answer[1]["fallback"] is None
+            left.setdefault(row["user_id"], []).append(answer[1]["explanation"][PAGES.names[0]]["rtg"])
+            assert client.post("/glan/v1/sessions", body) == call(fused, "POST", "/v1/sessions", body)
+        assert all(len(set(rtg)) == 5 for rtg in left.values())
+    finally:
+        client.close()
+        serve.delete("glan")

@@ -6,17 +6,21 @@ it was worth, and R_{t+1} = R_t - r_t (eq. 30).
 
 **The day's state** is explicit: number of sessions so far, R_t, R_1, and what the transformer's attention needs of each of the
 last `context` sessions, rounded to half precision as the transformer itself rounds it, so that nothing is recomputed and
-nothing is lost. It is 12 bytes, and `cache_width` * 2 bytes a session; it starts as zeros on each local day.
+nothing is lost. It starts as zeros on each local day. A user's record has room for 12 + 2 `cache_width` `context` bytes of it:
+12 + 384 * 32 = 12,300 at the defaults. What a server keeps is 12 bytes and 384 a session of the day, and a bit for each 4 bytes
+of the room; at the defaults, beside the history: 0.4 KB without a session, 0.8 KB after one, 2.3 KB after 5, 11.9 KB after 30,
+and no more than 12.7 KB.
 
 **When feedback is late, or never comes.** A decision counts what has been reported until then. A session that is never reported
-is not in the past and takes nothing from R. Sessions reported out of order are subtracted all the same, so R does not depend on
-the order; the transformer sees them in the order in which they were reported. A session of an earlier local day than the one
-that the state holds changes nothing.
+is not in the past and takes nothing from R. Sessions reported out of order are subtracted all the same, whatever the order; what
+HRM says of one may depend on which others were known by then, its duration does not. The transformer sees them in the order in
+which they were reported. A session of an earlier local day than the one that the state holds changes nothing.
 
 Settled on purpose where the paper is open:
 - R_1 is in seconds of use, the rewards are not: they are discounted by the risk of a drop-off. R_1 is therefore multiplied by
   the reward per second of use in the training window (`TableStats.reward_ratio`), and by `rtg_multiplier`.
-- R_t may fall below zero, which no day of the logs does; it is held at `rtg_floor` of the mean day.
+- R_t may fall below zero, which no day of the logs does. The transformer is asked with no less than `rtg_floor` mean days; what
+  is subtracted from, and shown, is R_t itself.
 - `mean7` is the mean of the active days among the last seven, and the mean of all users where there was none; the mean over all
   seven days would promise too little to everybody who skips a day.
 
@@ -25,7 +29,7 @@ Letters: B rows, K pages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -48,6 +52,7 @@ from plpm_ray.navigators.glan.decision_transformer import (
 )
 
 _HEAD = 3  # sessions so far, R_t, R_1
+_Asks = Callable[[RawFeatures, Sequence[str]], dict[str, np.ndarray]]
 
 
 class GLANConfig(HeuristicConfig):
@@ -61,7 +66,7 @@ class GLANConfig(HeuristicConfig):
         1.0, gt=0, description="R_1 is multiplied by it: above 1 asks for better days than are to be expected"
     )
     rtg_floor: Annotated[float, Tunable(0.0, 0.5)] = Field(
-        0.0, ge=0, description="R never falls below it, in mean days"
+        0.0, ge=0, description="the transformer is never asked with a lower R, in mean days"
     )
 
 
@@ -87,6 +92,7 @@ class GLAN(Heuristic):
     config: GLANConfig
     roles: ClassVar[Mapping[str, str]] = {"lrtg": "glan.lrtg", "hrm": "glan.hrm", "dt": "glan.dt"}
     rewarded: ClassVar[Mapping[str, str]] = {"dt": "hrm"}
+    unasked: ClassVar[tuple[str, ...]] = ("hrm",)
     answers_unknown = True
 
     def __init__(
@@ -117,12 +123,15 @@ class GLAN(Heuristic):
 
     def part_scores(self, features: RawFeatures, roles: Sequence[str]) -> dict[str, np.ndarray]:
         """What the parts asked for say; serving may put in its place what asks them where they are."""
+        return self._own_scores(features, roles)
+
+    def _own_scores(self, features: RawFeatures, roles: Sequence[str]) -> dict[str, np.ndarray]:
         return scores_of({role: self.parts[role] for role in roles}, features)
 
-    def first_rtg(self, features: RawFeatures) -> np.ndarray:
-        """(B,) float32 R_1 of days that begin, seconds of reward."""
+    def first_rtg(self, features: RawFeatures, ask: _Asks | None = None) -> np.ndarray:
+        """(B,) float32 R_1 of days that begin, seconds of reward; `ask` answers for L-RTG, by default `part_scores`."""
         if self.config.rtg == "lrtg":
-            use_s = self.part_scores(features, ("lrtg",))["lrtg"][:, 0]
+            use_s = (ask or self.part_scores)(features, ("lrtg",))["lrtg"][:, 0]
         else:
             days = features.column("active_days_7d")
             mean = features.column("use_s_7d") / np.maximum(days, 1)
@@ -135,7 +144,7 @@ class GLAN(Heuristic):
     def explained(
         self, features: RawFeatures, state: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(B, K) chance of each page, and beside it `rtg`, seconds of reward still asked of the day, the same for all pages."""
+        """(B, K) chance of each page, `p`, and beside it `rtg`: R_t in seconds of reward, the same for all pages."""
         day = self._day(features, state)
         step = day.step[:, None].astype(np.float32)
         vectors = {DAY_RTG: self._asked(day.rtg)[:, None], DAY_STEP: step, DAY_PAST: day.past}
@@ -147,7 +156,8 @@ class GLAN(Heuristic):
     def observe(
         self, state: np.ndarray, features: RawFeatures, outcome: Mapping[str, np.ndarray]
     ) -> np.ndarray:
-        day = self._day(features, state)
+        # feedback must not be lost because a part elsewhere does not answer
+        day = self._day(features, state, self._own_scores)
         inputs = self._encode(features)
         slot = self.dt.kept(
             torch.from_numpy(self._asked(day.rtg)),
@@ -172,7 +182,7 @@ class GLAN(Heuristic):
         ended = replace(features, session={key: np.asarray(outcome[key]) for key in SESSION_KEYS})
         return self.parts["hrm"].scores(ended)[:, 0]
 
-    def _day(self, features: RawFeatures, state: np.ndarray | None) -> _Day:
+    def _day(self, features: RawFeatures, state: np.ndarray | None, ask: _Asks | None = None) -> _Day:
         """The day's state, with R_1 filled in where the day begins."""
         b = len(features)
         state = np.zeros((b, _HEAD), dtype=np.float32) if state is None else state
@@ -181,7 +191,7 @@ class GLAN(Heuristic):
         begins = np.flatnonzero(step == 0)
         if len(begins):
             whole = len(begins) == b
-            rtg[begins] = first[begins] = self.first_rtg(features if whole else features.take(begins))
+            rtg[begins] = first[begins] = self.first_rtg(features if whole else features.take(begins), ask)
         slots = min(int(step.max(initial=0)), self.context)
         past = np.ascontiguousarray(state[:, _HEAD : _HEAD + slots * self._width])
         return _Day(step, rtg, first, past)

@@ -1,7 +1,9 @@
-"""Stores of both kinds, over one real server for each module of tests."""
+"""Stores of both kinds, over one real server for each module of tests; an event loop in a thread."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -28,4 +30,16 @@ def store(request: pytest.FixtureRequest) -> Iterator[StateStore]:
         prefix = request.node.name.replace("[", "-").strip("]")
         made = ValkeyStore(request.getfixturevalue("server"), prefix=prefix)
     yield made
+    made.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs in a thread of its own."""
+    made = asyncio.new_event_loop()
+    thread = threading.Thread(target=made.run_forever, daemon=True)
+    thread.start()
+    yield made
+    made.call_soon_threadsafe(made.stop)
+    thread.join()
     made.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -186,17 +185,6 @@ class Local:
         await self.servers[role].prepare(source)
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    made = asyncio.new_event_loop()
-    thread = threading.Thread(target=made.run_forever, daemon=True)
-    thread.start()
-    yield made
-    made.call_soon_threadsafe(made.stop)
-    thread.join()
-    made.close()
-
-
 def sources_of(folder: Path) -> dict[str, PartSource]:
     parts = composed_bundle().parts
     return {
@@ -322,7 +310,7 @@ def test_a_batch_is_decided_by_one_policy(folder: Path) -> None:
 def test_the_config_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLPM_STORE_HOST", "localhost")
     root = Path(__file__).parents[3] / "serve"
-    for name in ("iit.yaml", "klan.yaml"):
+    for name in ("iit.yaml", "klan.yaml", "glan.yaml"):
         application = yaml.safe_load((root / name).read_text())["applications"][0]
         assert read_args(application["args"]).bundle.startswith("runs/")
         for deployment in application["deployments"]:
