@@ -32,7 +32,9 @@ class TrainingConfig(StrictConfig):
     """The optimisation, its hardware, and what is written on the way."""
 
     epochs: int = Field(10, ge=1, description="passes over the training rows")
-    batch_size: int = Field(4096, ge=1, description="rows per optimiser step, all workers together")
+    batch_size: int = Field(
+        4096, ge=1, description="rows per optimiser step, all workers together; of trajectories, whole days"
+    )
     lr: Annotated[float, Tunable(1e-4, 1e-2, log=True)] = Field(
         1e-3, gt=0, description="learning rate of Adam"
     )

@@ -28,7 +28,7 @@ from plpm_ray.training.device import (
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.graph import GraphedUpdate
 from plpm_ray.training.table import BatchSource, TensorTable, no_rows, steps_per_epoch
-from plpm_ray.training.trajectories import Rows, TrajectoryTable, rows_of
+from plpm_ray.training.trajectories import Rows, rows_of
 
 _POSITION = ("epoch", "step", "steps", "total", "samples", "stopped")
 Record = dict[str, Any]
@@ -132,6 +132,12 @@ class Loop:
         self.valid = None if valid is None else rows_of(learner.grain, valid)
         # trajectories differ in length, so processes take part in a mean over sessions by how many they hold
         self._uneven = learner.grain == "trajectory" and comm.world > 1
+        recorded = [name for name in ("cuda_graph", "torch_compile") if getattr(config, name)]
+        if recorded and learner.grain == "trajectory":
+            raise ConfigError(
+                f"{recorded[0]} cannot record a learner of trajectories, whose batches are never alike in shape",
+                hint=f"set training.{recorded[0]} to false",
+            )
         if config.patience is not None and valid is None:
             raise ConfigError(
                 "patience needs validation rows",
@@ -169,11 +175,6 @@ class Loop:
     def _record(self) -> GraphedUpdate | None:
         if not self.config.cuda_graph:
             return None
-        if isinstance(self.table, TrajectoryTable):
-            raise ConfigError(
-                "cuda_graph cannot record a learner of trajectories, whose batches differ in size",
-                hint="set training.cuda_graph to false",
-            )
         if self.device.type != "cuda" or self.comm.world > 1 or not isinstance(self.table, TensorTable):
             raise ConfigError(
                 "cuda_graph needs a GPU, a single process and a table in memory",

@@ -187,8 +187,9 @@ def _world(source: TableSource):
     return warehouse.info.pages, fit_spec(warehouse, source.days)[1]
 
 
-def test_recording_is_refused(source):
+@pytest.mark.parametrize("setting", ["cuda_graph", "torch_compile"])
+def test_recording_is_refused(source, setting):
     learner = build_learner(DecisionTransformer, SMALL, source.spec, *_world(source), 0)
-    config = TrainingConfig(device="cpu", cuda_graph=True)
-    with pytest.raises(ConfigError, match="trajectories"):
+    config = TrainingConfig(**{"device": "cpu", setting: True})
+    with pytest.raises(ConfigError, match=f"{setting} cannot record a learner of trajectories"):
         fit_learner(learner, source.load(), None, config)
