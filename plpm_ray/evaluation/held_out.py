@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from plpm_ray.core.features import FeatureSpec, RawFeatures
 from plpm_ray.core.hashing import splitmix64, user_hash
 from plpm_ray.core.storage import atomic_writer, read_parquet
 from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.day_table import DayTable
 from plpm_ray.evaluation.logged import LoggedData
 from plpm_ray.evaluation.propensity import (
     PropensityConfig,
@@ -100,25 +101,17 @@ def read_decisions(warehouse: Warehouse, days: Sequence[int], max_rows: int | No
     Raises:
         DataError: the days hold no sessions.
     """
-    table = warehouse.transitions
-    total = sum(entry.total for day, entry in table.entries().items() if day in set(days))
-    share = 1.0 if max_rows is None or total <= max_rows else max_rows / total
     parts, users, episodes, count = [], [], [], 0
-    for bucket in range(warehouse.info.n_buckets):
-        for _, path in table.files(bucket, days):
-            part = read_parquet(path)
-            hashes = user_hash(part["user_id"])
-            if share < 1.0:
-                keep = _fraction(hashes) < share
-                part, hashes = part.filter(pa.array(keep)), hashes[keep]
-            _, codes = np.unique(hashes, return_inverse=True)
-            parts.append(part)
-            users.append(hashes.view(np.int64))
-            episodes.append(codes + count)
-            count += int(codes.max(initial=-1)) + 1
+    for part, hashes in held_out_tables(warehouse, warehouse.transitions, days, max_rows):
+        _, codes = np.unique(hashes, return_inverse=True)
+        parts.append(part)
+        users.append(hashes.view(np.int64))
+        episodes.append(codes + count)
+        count += int(codes.max(initial=-1)) + 1
     if not parts or not sum(part.num_rows for part in parts):
         raise DataError(
-            f"{table.root} holds no sessions on the {len(days)} days asked for", hint="check the split's days"
+            f"{warehouse.transitions.root} holds no sessions on the {len(days)} days asked for",
+            hint="check the split's days",
         )
     whole = pa.concat_tables(parts).combine_chunks()
     return Decisions(
@@ -130,6 +123,33 @@ def read_decisions(warehouse: Warehouse, days: Sequence[int], max_rows: int | No
         step=whole["step"].to_numpy().astype(np.int64),
         propensity=whole["propensity"].to_numpy().astype(np.float64),
     )
+
+
+def held_out_tables(
+    warehouse: Warehouse,
+    table: DayTable,
+    days: Sequence[int],
+    max_rows: int | None = None,
+    columns: list[str] | None = None,
+) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Rows of a table of sessions or of user-days, of the users and in the order of `read_decisions`, with their hashes.
+
+    Args:
+        table: of the warehouse.
+        max_rows: as of `read_decisions`, in sessions.
+        columns: to read; "user_id" is among them. All by default.
+    """
+    wanted = set(days)
+    total = sum(entry.total for day, entry in warehouse.transitions.entries().items() if day in wanted)
+    share = 1.0 if max_rows is None or total <= max_rows else max_rows / total
+    for bucket in range(warehouse.info.n_buckets):
+        for _, path in table.files(bucket, days):
+            part = read_parquet(path, columns)
+            hashes = user_hash(part["user_id"])
+            if share < 1.0:
+                keep = _fraction(hashes) < share
+                part, hashes = part.filter(pa.array(keep)), hashes[keep]
+            yield part, hashes
 
 
 def held_out_log(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.evaluation.config import JudgeConfig, ModelsConfig
@@ -16,6 +15,7 @@ from plpm_ray.evaluation.estimators import DM, DR, IPS, SNIPS, Estimate, Estimat
 from plpm_ray.evaluation.fqe import FQEConfig, QFits, fitted_q
 from plpm_ray.evaluation.held_out import Decisions, HeldOutLog, held_out_log, read_decisions
 from plpm_ray.evaluation.metrics import agreement, assignment_ratio, overestimation_gap, realised_return
+from plpm_ray.evaluation.replay import LoggedDays, moments, read_logged_days, replayed
 from plpm_ray.evaluation.sequential import PDIS, SequentialDR, logged_value
 from plpm_ray.evaluation.table import PolicyResult, format_table
 from plpm_ray.navigators.base import Navigator
@@ -23,7 +23,6 @@ from plpm_ray.policies.base import Policy
 
 ESTIMATORS: Mapping[str, type[Estimator]] = {"snips": SNIPS, "ips": IPS, "dr": DR, "dm": DM}
 """Estimators of the value per decision."""
-_CHUNK = 65_536
 
 
 @dataclass(frozen=True)
@@ -95,30 +94,35 @@ def evaluate(
         fit_rows=config.max_sessions,
     )
     judge = LogJudge(log, config, config.seed)
-    judged = (_judge(p, judge, held_out, config.estimators) for p in policies)
+    logged = None
+    if any(replayed(policy.navigator) for policy in policies):
+        logged = read_logged_days(warehouse, held_out_days, held_out, config.max_sessions)
+    judged = (_judge(p, judge, held_out, logged, config.estimators) for p in policies)
     results = [_logged(log, held_out, config), *judged]
     return Evaluation(results, log.diagnostics, warehouse.info.pages.names)
 
 
-def probabilities(judged: Judged, decisions: Decisions) -> tuple[np.ndarray, np.ndarray | None]:
+def probabilities(
+    judged: Judged, decisions: Decisions, logged: LoggedDays | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """(N, K) probabilities of the policy and (N, K) values in seconds (None without) for every decision.
 
+    Args:
+        logged: needed by navigators that keep a state of the day, or read the days before it.
+
     Raises:
-        ConfigError: the navigator keeps an intra-day state.
+        ConfigError: such a navigator, and it is not given.
     """
-    if judged.navigator.state_size:
-        raise ConfigError(
-            f"{judged.label} keeps a state of the day, which held-out rows do not give back",
-            hint="judge it by `plpm decide`, which replays the sessions",
-        )
-    probs, values = [], []
-    for start in range(0, len(decisions), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(decisions)))
-        features = decisions.features.take(rows)
-        probs.append(judged.policy.probabilities(judged.navigator.scores(features)))
-        values.append(judged.navigator.values(features))
-    with_values = all(v is not None for v in values)
-    return np.concatenate(probs), np.concatenate(values) if with_values else None
+    navigator, shape = judged.navigator, (len(decisions), len(judged.navigator.pages))
+    probs, values = np.empty(shape), np.empty(shape, dtype=np.float32)
+    with_values = True
+    for rows, features, state in moments(navigator, decisions, logged):
+        probs[rows] = judged.policy.probabilities(navigator.scores(features, state))
+        found = navigator.values(features, state)
+        with_values = with_values and found is not None
+        if found is not None:
+            values[rows] = found
+    return probs, values if with_values else None
 
 
 class LogJudge:
@@ -161,8 +165,14 @@ class LogJudge:
         return fitted.estimate
 
 
-def _judge(judged: Judged, judge: LogJudge, held_out: Decisions, estimators: Sequence[str]) -> PolicyResult:
-    pi, values = probabilities(judged, held_out)
+def _judge(
+    judged: Judged,
+    judge: LogJudge,
+    held_out: Decisions,
+    logged: LoggedDays | None,
+    estimators: Sequence[str],
+) -> PolicyResult:
+    pi, values = probabilities(judged, held_out, logged)
     estimates = [judge.estimate(name, pi) for name in estimators]
     metrics: dict[str, Any] = {
         "agreement": agreement(pi, held_out.action, held_out.user),
