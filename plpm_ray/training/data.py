@@ -30,6 +30,8 @@ from plpm_ray.navigators.base import Grain, Learner, LearnerConfig
 from plpm_ray.nn.packing import begins
 from plpm_ray.training.table import TensorTable, assemble
 
+REWARD_COLUMNS = ("reward", "drop_off")
+"""Columns that are read from a reward table."""
 _COLUMN_TYPES = {
     "action": np.int32,
     "use_s": np.float32,
@@ -198,8 +200,9 @@ class TableSource:
     def read(self, part: Part) -> dict[str, np.ndarray]:
         """Encoded arrays of a part in (day, user, entry) order; `next_row` and `sampled` if the learner needs them."""
         table = self._rows(part.bucket)
-        if "reward" in self.needs.columns:
-            table = with_rewards(table, Warehouse.open(self.root), self.rewards, part.bucket, self.days)
+        said = [name for name in self.needs.columns if name in REWARD_COLUMNS]
+        if said:
+            table = with_rewards(table, Warehouse.open(self.root), self.rewards, part.bucket, self.days, said)
         if part.of > 1:
             table = table.filter(
                 pa.array(_share(user_hash(table["user_id"]), part.of) == part.index)
@@ -218,7 +221,7 @@ class TableSource:
             arrays[f"seq.{name}"] = values
         if "days" in self.needs.inputs:
             assert raw.days is not None
-            arrays["days"] = raw.days
+            arrays["days"] = raw.days.copy()
         return arrays | self._labels(table)
 
     def _labels(self, table: pa.Table) -> dict[str, np.ndarray]:
@@ -245,9 +248,14 @@ class TableSource:
 
 
 def with_rewards(
-    table: pa.Table, warehouse: Warehouse, name: str | None, bucket: int, days: Sequence[int]
+    table: pa.Table,
+    warehouse: Warehouse,
+    name: str | None,
+    bucket: int,
+    days: Sequence[int],
+    columns: Sequence[str] = ("reward",),
 ) -> pa.Table:
-    """Rows of the transition table, of one bucket and whole days, with their column "reward".
+    """Rows of the transition table, of one bucket and whole days, with what a reward model says of them.
 
     Raises:
         ConfigError: no reward table is named.
@@ -258,13 +266,15 @@ def with_rewards(
             "the learner reads rewards, and no reward model is named",
             hint="set `rewards` to the bundle of a reward model (glan.hrm), or the learner's reward to duration",
         )
-    found = warehouse.rewards(name).read(bucket, days, ["session_id", "reward"])
+    found = warehouse.rewards(name).read(bucket, days, ["session_id", *columns])
     if found is None or not found["session_id"].equals(table["session_id"]):
         raise DataError(
             f"{warehouse.rewards(name).root} does not hold the rewards of these sessions",
             hint="run `plpm reward` after the tables have changed",
         )
-    return table.append_column("reward", found["reward"])
+    for column in columns:
+        table = table.append_column(column, found[column])
+    return table
 
 
 def _label(table: pa.Table, name: str) -> np.ndarray:

@@ -217,7 +217,7 @@ def test_class_weights_are_one_on_average():
 
 
 def test_class_balanced_loss():
-    learner, batch = make(weighting="class_balanced"), days([2, 3])
+    learner, batch = make(weighting="class_balanced", risk_weight=0), days([2, 3])
     cross = learner.metrics(batch)["cross_entropy"]
     wanted = (cross * learner.class_weight[batch["action"]]).mean()
     terms = learner.losses(batch)
@@ -227,7 +227,7 @@ def test_class_balanced_loss():
 
 def test_inverse_propensity_loss():
     """1 / (K p), at most the clip."""
-    learner, batch = make(weighting="inverse_propensity", weight_clip=2.0), days([2, 1])
+    learner, batch = make(weighting="inverse_propensity", weight_clip=2.0, risk_weight=0), days([2, 1])
     batch["propensity"] = torch.tensor([0.5, 1 / 3, 0.01])
     cross = learner.metrics(batch)["cross_entropy"]
     wanted = (cross * torch.tensor([2 / 3, 1.0, 2.0])).mean()
@@ -250,3 +250,37 @@ def test_unknown_propensities_do_not_matter_without_weights():
 def test_kv_heads_must_divide_the_heads():
     with pytest.raises(ValueError, match="kv_heads"):
         DecisionTransformerConfig(heads=4, kv_heads=3)
+
+
+def test_the_foretold_risk_is_that_of_the_page_shown():
+    """Against what the reward model says, for the shown page alone; with `vectors` scores carry the chances to stay."""
+    learner, batch = make(risk_weight=2.0), days([2, 3])
+    risk = torch.sigmoid(learner.risk(learner.read(batch)))
+    shown = risk[torch.arange(5), batch["action"]]
+    label = batch["drop_off"]
+    wanted = -(label * shown.log() + (1 - label) * (1 - shown).log())
+    terms = learner.losses(batch)
+    torch.testing.assert_close(terms["risk"], wanted.mean())
+    torch.testing.assert_close(terms["loss"], terms["cross_entropy"] + 2 * wanted.mean())
+    gradient = torch.autograd.grad(
+        terms["risk"] if terms["risk"].requires_grad else terms["loss"], learner.risk.weight
+    )[0]
+    assert gradient[batch["action"].unique()].abs().amax(1).gt(0).all()
+
+    one = {"dense": batch["dense"][:1], "cat": batch["cat"][:1], "rtg": batch["rtg"][:1]}
+    told = {
+        "vec.glan.rtg": batch["rtg"][:1, None],
+        "vec.glan.step": torch.zeros(1, 1),
+        "vec.glan.past": torch.zeros(1, 0),
+    }
+    learner.eval()
+    p, stay = learner.scores({**one, **told}).split(K, dim=1)
+    torch.testing.assert_close(p, learner.scores(one))
+    torch.testing.assert_close(stay, 1 - torch.sigmoid(learner.risk(learner.read(one))))
+
+
+@pytest.mark.parametrize("config", [{"reward": "duration"}, {"risk_weight": 0}])
+def test_without_a_reward_model_no_risk_is_foretold(config):
+    learner, batch = make(**config), days([2, 3])
+    assert learner.risk is None and "risk" not in learner.losses(batch)
+    assert ("drop_off" in learner.needed_columns(learner.config)) == (config.get("reward") != "duration")

@@ -9,6 +9,10 @@ Settled on purpose where the paper is open:
   units of the training window's mean day: `mean_day_use_s` x `reward_ratio` seconds, the latter 1 for the reward "duration".
 - A day longer than `context` is seen through a sliding window of so many sessions, in every layer.
 - All heads share one key and one value head, so that a user's day fits into a state record; see `CausalTransformer`.
+- Beside the page the state token foretells, for each page, the risk that the session would be dropped there: what HRM will say
+  of it afterwards (eq. 24, 28), as a soft label of the page that was shown. Return-to-go alone hardly tells pages apart: it is
+  nearly all the user's and the day's doing. `risk_weight: 0` leaves it out, which is the paper's transformer; so does the
+  reward "duration", which has no HRM.
 - Weights are scaled by constants of the training window (so that a batch's loss is a mean over sessions, whatever else is
   in the batch): 1 / p by its mean K under the logging policy, class weights by their mean over the landings.
 """
@@ -37,7 +41,7 @@ RTG, STATE, ACTION = range(3)
 
 DAY_RTG, DAY_STEP, DAY_PAST = "glan.rtg", "glan.step", "glan.past"
 """Names in `RawFeatures.vectors` of a user's day so far: (B, 1) seconds that it is still to bring, (B, 1) sessions of it, and
-(B, C W / 2) float32 whose bits are the cache's."""
+(B, C W / 2) float32 whose bits are the cache's. With them `scores` are (B, 2 K): chances of the pages, then chances to stay."""
 
 
 class DecisionTransformerConfig(LearnerConfig):
@@ -93,6 +97,10 @@ class DecisionTransformerConfig(LearnerConfig):
         10.0, gt=0, description="largest weight, in mean weights; heavier sessions count as much"
     )
 
+    risk_weight: Annotated[float, Tunable(0.1, 10.0, log=True)] = Field(
+        1.0, ge=0, description="weight of the foretold risk of a drop-off in the loss; 0 does not foretell it"
+    )
+
     @model_validator(mode="after")
     def _heads(self) -> DecisionTransformerConfig:
         if self.heads % self.kv_heads:
@@ -114,7 +122,7 @@ class DecisionTransformer(Learner):
     Config: ClassVar[type[DecisionTransformerConfig]] = DecisionTransformerConfig
     config: DecisionTransformerConfig
     grain: ClassVar[Grain] = "trajectory"
-    columns: ClassVar[tuple[str, ...]] = ("action", "step", "use_s", "reward", "propensity")
+    columns: ClassVar[tuple[str, ...]] = ("action", "step", "use_s", "reward", "drop_off", "propensity")
     vectors: ClassVar[tuple[str, ...]] = (DAY_RTG, DAY_STEP, DAY_PAST)
     day_value_s: Tensor
     class_weight: Tensor
@@ -145,6 +153,8 @@ class DecisionTransformer(Learner):
             dropout=config.dropout,
         )
         self.head = nn.Linear(width, len(pages))
+        foretells = config.reward == "hrm" and config.risk_weight > 0
+        self.risk = nn.Linear(width, len(pages)) if foretells else None
         self.cache_width = self.transformer.cache_width
         ratio = stats.reward_ratio if config.reward == "hrm" else 1.0
         self.reward_ratio = ratio
@@ -153,8 +163,9 @@ class DecisionTransformer(Learner):
 
     @classmethod
     def needed_columns(cls, config: DecisionTransformerConfig) -> tuple[str, ...]:
-        """The reward in use; propensities always, so that sweeps may search the weighting."""
-        return "action", "step", "reward" if config.reward == "hrm" else "use_s", "propensity"
+        """The reward in use; what the weights are made of always, so that sweeps may search them."""
+        rewards = ("reward", "drop_off") if config.reward == "hrm" else ("use_s",)
+        return "action", "step", *rewards, "propensity"
 
     def rtg_of(self, batch: Batch) -> Tensor:
         """(S,) float32 seconds: "rtg" if it is given, else what the rewards sum up to; without them the mean day."""
@@ -186,25 +197,29 @@ class DecisionTransformer(Learner):
             kinds.append(self.action(action))
         return torch.stack(kinds, dim=1) + (self.kind[: len(kinds)] + entry_SD.unsqueeze(1))
 
-    def logits(self, batch: Batch) -> Tensor:
-        """(S, K) of whole trajectories; of sessions without "step" and "action" that of their `vectors`, or, without these,
-        each as the first of its day."""
+    def read(self, batch: Batch) -> Tensor:
+        """(S, D) state tokens of whole trajectories; of sessions without "step" and "action" from their `vectors`, or, without
+        these, each as the first of its day."""
         dense = batch["dense"]
         if f"vec.{DAY_RTG}" in batch:
             rtg, step, past = (batch[f"vec.{name}"] for name in self.vectors)
             # without rows, what comes from NumPy may have strides of which no view can be made
             past = past.contiguous() if len(past) else past.new_empty(past.shape)
             cache = past.view(torch.float16).unflatten(1, (-1, self.cache_width))
-            return self.decide(rtg[:, 0], dense, batch["cat"], step[:, 0].long(), cache)
+            return self._deciding(rtg[:, 0], dense, batch["cat"], step[:, 0].long(), cache)
         rtg = self.rtg_of(batch)
         if "step" not in batch or "action" not in batch:
             none = dense.new_zeros((len(dense), 0, self.cache_width), dtype=torch.float16)
             step = torch.zeros(len(dense), dtype=torch.int64, device=dense.device)
-            return self.decide(rtg, dense, batch["cat"], step, none)
+            return self._deciding(rtg, dense, batch["cat"], step, none)
         packing = Packing.of(begins(batch["step"]), self.config.context)
         columns = (rtg, dense, batch["cat"], batch["step"], batch["action"])
         x_S3D = self.tokens(*map(packing.arrange, columns))
-        return packing.restore(self.head(self.transformer(x_S3D, packing)))
+        return packing.restore(self.transformer(x_S3D, packing))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(S, K) of the pages, from what `read` reads."""
+        return self.head(self.read(batch))
 
     def weights(self, batch: Batch) -> Tensor | None:
         """(S,) weights of the sessions, about 1 on average; None where all are 1.
@@ -225,27 +240,43 @@ class DecisionTransformer(Learner):
         return weight.clamp(max=self.config.weight_clip)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        entropy = F.cross_entropy(self.logits(batch), batch["action"], reduction="none")
+        read_SD = self.read(batch)
+        entropy = F.cross_entropy(self.head(read_SD), batch["action"], reduction="none")
         weight = self.weights(batch)
         loss = entropy.mean() if weight is None else (weight * entropy).mean()
-        return {"loss": loss, "cross_entropy": entropy.detach().mean()}
+        terms = {"cross_entropy": entropy.detach().mean()}
+        if self.risk is not None:
+            risk = risk_loss(self.risk(read_SD), batch).mean()
+            loss, terms["risk"] = loss + self.config.risk_weight * risk, risk.detach()
+        return {"loss": loss, **terms}
 
     def scores(self, batch: Batch) -> Tensor:
-        """(S, K) probabilities of the pages (eq. 29)."""
-        return self.logits(batch).softmax(1)
+        """(S, K) chances of the pages (eq. 29); with a day's `vectors` (S, 2 K), behind them the chances to stay on the pages."""
+        read_SD = self.read(batch)
+        chance = self.head(read_SD).softmax(1)
+        if f"vec.{DAY_RTG}" not in batch:
+            return chance
+        stay = torch.ones_like(chance) if self.risk is None else (-self.risk(read_SD)).sigmoid()
+        return torch.cat([chance, stay], dim=1)
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
-        """(S,) each: loss, cross entropy without weights, agreement with the logged page, entropy of the scores."""
-        logits, action = self.logits(batch), batch["action"]
+        """(S,) each: loss, cross entropy without weights, agreement with the logged page, entropy of the scores, and the loss of
+        the foretold risk."""
+        read_SD, action = self.read(batch), batch["action"]
+        logits = self.head(read_SD)
         cross = F.cross_entropy(logits, action, reduction="none")
         weight = self.weights(batch)
         log_p = logits.log_softmax(1)
-        return {
+        found = {
             "loss": cross if weight is None else weight * cross,
             "cross_entropy": cross,
             "agreement": (logits.argmax(1) == action).float(),
             "entropy": -(log_p.exp() * log_p).sum(1),
         }
+        if self.risk is not None:
+            found["risk"] = risk_loss(self.risk(read_SD), batch)
+            found["loss"] = found["loss"] + self.config.risk_weight * found["risk"]
+        return found
 
     def decide(
         self, rtg_B: Tensor, dense_BN: Tensor, cat_BF: Tensor, step_B: Tensor, cache_BCW: Tensor
@@ -258,9 +289,13 @@ class DecisionTransformer(Learner):
             step_B: int64, sessions of the day before this one.
             cache_BCW: float16, as `append` left it; C may be less than `context` if no day is longer than C.
         """
-        return self.head(
-            self.transformer.decide(self.tokens(rtg_B, dense_BN, cat_BF, step_B), cache_BCW, step_B)
-        )
+        return self.head(self._deciding(rtg_B, dense_BN, cat_BF, step_B, cache_BCW))
+
+    def _deciding(
+        self, rtg_B: Tensor, dense_BN: Tensor, cat_BF: Tensor, step_B: Tensor, cache_BCW: Tensor
+    ) -> Tensor:
+        x_B2D = self.tokens(rtg_B, dense_BN, cat_BF, step_B)
+        return self.transformer.decide(x_B2D, cache_BCW, step_B)
 
     def kept(
         self,
@@ -288,6 +323,12 @@ class DecisionTransformer(Learner):
         kept_BW = self.kept(rtg_B, dense_BN, cat_BF, action_B, step_B, cache_BCW)
         slot = (step_B % self.config.context)[:, None, None].expand(-1, 1, self.cache_width)
         return cache_BCW.scatter(1, slot, kept_BW.unsqueeze(1))
+
+
+def risk_loss(risk_SK: Tensor, batch: Batch) -> Tensor:
+    """(S,) cross entropy of the risk foretold for the page that was shown, against what the reward model says of the session."""
+    shown_S = risk_SK.gather(1, batch["action"].unsqueeze(1)).squeeze(1)
+    return F.binary_cross_entropy_with_logits(shown_S, batch["drop_off"], reduction="none")
 
 
 def returns_to_go(reward_S: Tensor, begins_S: Tensor) -> Tensor:

@@ -16,6 +16,10 @@ is not in the past and takes nothing from R. Sessions reported out of order are 
 HRM says of one may depend on which others were known by then, its duration does not. The transformer sees them in the order in
 which they were reported. A session of an earlier local day than the one that the state holds changes nothing.
 
+Different from the paper, on purpose: the chance of a page is multiplied by (1 - risk) ** `caution`, the risk being what the
+transformer foretells of HRM's drop-off. With `caution: 0` it is the paper's, which imitates the policy of the logs and little
+else; docs/glan_results.md has what each came to.
+
 Settled on purpose where the paper is open:
 - R_1 is in seconds of use, the rewards are not: they are discounted by the risk of a drop-off. R_1 is therefore multiplied by
   the reward per second of use in the training window (`TableStats.reward_ratio`), and by `rtg_multiplier`.
@@ -64,6 +68,12 @@ class GLANConfig(HeuristicConfig):
     )
     rtg_multiplier: Annotated[float, Tunable(0.5, 3.0, log=True)] = Field(
         1.0, gt=0, description="R_1 is multiplied by it: above 1 asks for better days than are to be expected"
+    )
+    caution: Annotated[float, Tunable(0.0, 16.0)] = Field(
+        4.0,
+        ge=0,
+        description="how much the foretold risk of a drop-off counts: a page's chance is multiplied by (1 - risk) to this "
+        "power; 0: the transformer's chances alone, as in the paper",
     )
     rtg_floor: Annotated[float, Tunable(0.0, 0.5)] = Field(
         0.0, ge=0, description="the transformer is never asked with a lower R, in mean days"
@@ -144,13 +154,18 @@ class GLAN(Heuristic):
     def explained(
         self, features: RawFeatures, state: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(B, K) chance of each page, `p`, and beside it `rtg`: R_t in seconds of reward, the same for all pages."""
+        """(B, K) scores, and what they are made of: `p`, the chance of each page; `stay`, the foretold chance that it is not
+        dropped; and `rtg`, R_t in seconds of reward, the same for all pages."""
         day = self._day(features, state)
         step = day.step[:, None].astype(np.float32)
         vectors = {DAY_RTG: self._asked(day.rtg)[:, None], DAY_STEP: step, DAY_PAST: day.past}
         told = replace(features, vectors={**features.vectors, **vectors})
-        scores = self.part_scores(told, ("dt",))["dt"]
-        return scores, {"p": scores, "rtg": np.repeat(day.rtg[:, None], scores.shape[1], axis=1)}
+        p, stay = np.split(self.part_scores(told, ("dt",))["dt"], 2, axis=1)
+        scores = p * stay ** np.float32(self.config.caution)
+        total = scores.sum(axis=1, keepdims=True)
+        # a sum too small for float32 says nothing but what p says
+        scores = np.where(total > 0, scores / np.maximum(total, np.finfo(np.float32).tiny), p)
+        return scores, {"p": p, "stay": stay, "rtg": np.repeat(day.rtg[:, None], p.shape[1], axis=1)}
 
     @torch.inference_mode()
     def observe(

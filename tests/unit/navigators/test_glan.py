@@ -59,7 +59,7 @@ def sessions(rows: int = sum(LENGTHS), seed: int = 4) -> tuple[RawFeatures, RawF
 
 
 def lived(navigator: GLAN, entry: RawFeatures, outcome: Outcome) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(S, K) scores and (S,) R_t of the days of `LENGTHS` lived side by side, and the (days, state_size) state at their ends."""
+    """(S, K) p and (S,) R_t of the days of `LENGTHS` lived side by side, and the (days, state_size) state at their ends."""
     starts = np.cumsum([0, *LENGTHS[:-1]])
     state = np.zeros((len(LENGTHS), navigator.state_size), dtype=np.float32)
     scores, rtg = np.zeros((len(entry), K), np.float32), np.zeros(len(entry), np.float32)
@@ -67,9 +67,11 @@ def lived(navigator: GLAN, entry: RawFeatures, outcome: Outcome) -> tuple[np.nda
         days = np.flatnonzero(np.array(LENGTHS) > n)
         rows = starts[days] + n
         now, before = entry.take(rows), state[days].copy()
-        scores[rows], told = navigator.explained(now, state[days])
-        rtg[rows] = told["rtg"][:, 0]
-        assert np.array_equal(told["p"], scores[rows]) and np.ptp(told["rtg"], axis=1).max() == 0
+        given, told = navigator.explained(now, state[days])
+        scores[rows], rtg[rows] = told["p"], told["rtg"][:, 0]
+        wary = told["p"] * told["stay"] ** navigator.config.caution
+        np.testing.assert_allclose(given, wary / wary.sum(axis=1, keepdims=True), rtol=1e-5)
+        assert np.ptp(told["rtg"], axis=1).max() == 0
         state[days] = navigator.observe(state[days], now, {name: v[rows] for name, v in outcome.items()})
         assert np.array_equal(before[:, 0] + 1, state[days, 0])
     return scores, rtg, state
