@@ -1,0 +1,100 @@
+"""GLAN in the world and behind the service's engine: the same decisions for the same users, over days and midnights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from plpm_ray.core.feature_fitting import fitted_spec
+from plpm_ray.core.registry import lookup
+from plpm_ray.core.stats import TableStats
+from plpm_ray.navigators.bundle import Bundle
+from plpm_ray.policies.base import PolicyConfig
+from plpm_ray.serving.engine import load_policy
+from plpm_ray.simulation.arms import world_stats
+from plpm_ray.simulation.choosers import RandomPage
+from plpm_ray.simulation.config import load_world
+from plpm_ray.simulation.coverage_logs import simulate_log
+from plpm_ray.simulation.logs import SessionLog
+from plpm_ray.simulation.navigated import NavigatorChooser
+from plpm_ray.simulation.online import context_columns
+from plpm_ray.simulation.simulation import Entries, Simulation
+from plpm_ray.simulation.world import World
+
+USERS, DAYS = 40, 3
+POLICY = PolicyConfig(kind="proportional")
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(load_world("kuaishou"))
+
+
+@pytest.fixture(scope="module")
+def bundle(world: World) -> Bundle:
+    """GLAN with random weights, large enough for every input to matter."""
+    spec = fitted_spec(simulate_log(world, np.arange(1000, 1060), 1, 2).decisions.features)
+    counts = np.random.default_rng(0).integers(1, 12, 300)
+    stats = world_stats(world.config)
+    stats = replace(
+        stats, day_totals=TableStats.days(counts, counts * stats.mean_use_s), reward_s=0.8 * stats.use_s
+    )
+    parts = {}
+    for seed, (role, config) in enumerate({"lrtg": {}, "hrm": {}, "dt": {"width": 16, "context": 4}}.items()):
+        torch.manual_seed(seed)
+        cls = lookup("learner", f"glan.{role}")
+        learner = cls(cls.Config(**config), spec, world.pages, stats)
+        with torch.no_grad():
+            for parameter in learner.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        parts[role] = Bundle.of_learner(learner, spec, world.pages, stats)
+    return Bundle("navigator", "glan", {}, world.pages, spec, stats, parts=parts)
+
+
+def as_table(world: World, entries: Entries) -> pa.Table:
+    columns = {"user_id": entries.user_id, "entry_time": entries.entry_ms}
+    columns["utc_offset_min"] = entries.utc_offset_min
+    return pa.table(columns | context_columns(world, entries.live_followed, entries.push))
+
+
+def test_the_world_and_the_engine_decide_alike(world: World, bundle: Bundle) -> None:
+    simulation = Simulation(world, np.arange(USERS))
+    chooser = NavigatorChooser(world, bundle.navigator(), POLICY)
+    served = load_policy(bundle, POLICY, users=simulation.users.profile())
+    log, seen, later = SessionLog(world, USERS, ["glan"]), 0, 0
+    for _ in range(DAYS):
+        simulation.begin_day()
+        while (entries := simulation.entries()) is not None:
+            choice = chooser.choose(simulation, entries)
+            decided = served.decide(as_table(world, entries))
+            probabilities = np.array(decided["probabilities"].to_pylist())
+            np.testing.assert_allclose(probabilities, choice.probabilities, rtol=0, atol=1e-4)
+            assert (decided["page_index"].to_numpy() == choice.page).mean() > 0.99
+            assert decided["fallback"].null_count == len(entries.rows)
+            sessions = simulation.land(choice.page, choice.propensity)
+            chooser.observe(simulation, sessions)
+            log(sessions)
+            assert served.observe(log.table()) == len(entries.rows)
+            seen, later = seen + len(entries.rows), later + int((entries.step >= 4).sum())
+    assert seen > 200 and later > 20
+    assert chooser.decisions == seen
+
+
+def test_the_past_of_a_day_matters_and_ends_with_it(world: World, bundle: Bundle) -> None:
+    simulation, random = Simulation(world, np.arange(USERS)), RandomPage()
+    chooser = NavigatorChooser(world, bundle.navigator(), POLICY)
+    simulation.begin_day()
+    while (entries := simulation.entries()) is not None:
+        chooser.choose(simulation, entries)
+        sessions = simulation.land(random.choose(simulation, entries).page)
+        chooser.observe(simulation, sessions)
+    assert chooser._nav[:, 0].max() > 4
+    simulation.begin_day()
+    entries = simulation.entries()
+    assert entries is not None
+    state = chooser._day_state(entries)
+    assert state is not None and not state.any()
