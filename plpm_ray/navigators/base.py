@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plpm_ray.core.config import StrictConfig, config_hash
-from plpm_ray.core.errors import DataError
+from plpm_ray.core.errors import BundleError, DataError
 from plpm_ray.core.features import HISTORY_DAYS, SESSION_KEYS, Encoded, FeatureSpec, RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
@@ -335,6 +335,16 @@ class Heuristic(Navigator):
         version: str = "heuristic",
         parts: Mapping[str, Navigator] | None = None,
     ) -> None:
+        """
+        Raises:
+            BundleError: it is composed of others, and one is missing.
+        """
+        lacking = self.roles.keys() - (parts or {}).keys()
+        if lacking:
+            raise BundleError(
+                f"{type(self).__name__} is composed of {', '.join(self.roles)}, and {', '.join(sorted(lacking))} is missing",
+                hint="give the bundle of a trained one, not its name",
+            )
         self.config = config
         self.pages = pages
         self.stats = stats

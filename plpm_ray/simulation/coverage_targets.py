@@ -9,8 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from plpm_ray.core.config import ConfigSource
+from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.evaluation.held_out import model_features
+from plpm_ray.evaluation.replay import replayed
 from plpm_ray.evaluation.reward_model import (
     MlpRewardModel,
     RewardConfig,
@@ -87,6 +89,9 @@ class Target:
         world: its world.
         regression: what `builtin: regression` scores with.
         plugins: that register navigators.
+
+    Raises:
+        ConfigError: a navigator that keeps a state of the day, or reads the days before it.
     """
 
     def __init__(
@@ -106,6 +111,11 @@ class Target:
             chooser = make_chooser(world, config.arm, plugins)
             assert isinstance(chooser, NavigatorChooser)
             self._navigator = chooser.navigator
+            if replayed(self._navigator):
+                raise ConfigError(
+                    f"{self.title} decides from the day so far, and here every decision is asked about alone",
+                    hint="leave it out; `plpm evaluate` judges it on logs, `plpm simulate` in the world",
+                )
 
     def probabilities(self, moment: Moment) -> np.ndarray:
         """(N, K) float64."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from plpm_ray.core.errors import ConfigError
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.simulation.choosers import LoggingPolicy, MyopicOracle, RandomPage
 from plpm_ray.simulation.episodes import Cohort, LandingTask, Returns
@@ -43,10 +44,19 @@ class Judge:
         return self._cohort.play(choose)
 
     def play(self, navigator: Navigator) -> Returns:
-        """Outcomes under the navigator's best pages; it keeps no state of its own within a day."""
+        """Outcomes under the navigator's best pages.
+
+        Raises:
+            ConfigError: it keeps a state of the day, which episodes of the environments do not carry.
+        """
+        if navigator.state_size:
+            raise ConfigError(
+                f"{navigator.name} keeps a state of the day, and is asked about single decisions here",
+                hint="judge it by an experiment in the world: `plpm simulate`",
+            )
 
         def choose(simulation: Simulation, entries: Entries, online: OnlineFeatures) -> np.ndarray:
-            return navigator.scores(online.features(entries)).argmax(axis=1)
+            return navigator.scores(online.features(entries, navigator.reads_days)).argmax(axis=1)
 
         return self._cohort.play(choose)
 

@@ -59,14 +59,10 @@ def prepare(config: SweepConfig, space: Space, days: Days) -> tuple[SweepTask, d
     """What the trials share, and the facts about it that the summary tells.
 
     Raises:
-        ConfigError: the learner learns from a trial's users.
+        ConfigError: the learner's scores are no decisions on single held-out rows.
         DataError: the days hold no sessions.
     """
-    if config.learner_class().grain == "user":
-        raise ConfigError(
-            f"a sweep judges by the value of decisions on held-out days; {config.learner.name} learns from a trial's users",
-            hint="train it with `plpm train`, and sweep the learners of sessions",
-        )
+    _refuse_other_scores(config)
     spec, stats = fit_spec(days.warehouse, days.split.train)
     held_out = read_decisions(days.warehouse, days.split.valid, config.objective.max_sessions)
     log = held_out_log(
@@ -104,6 +100,23 @@ def prepare(config: SweepConfig, space: Space, days: Days) -> tuple[SweepTask, d
         threads=threads,
     )
     return task, _facts(days, value)
+
+
+def _refuse_other_scores(config: SweepConfig) -> None:
+    cls, name = config.learner_class(), config.learner.name
+    if cls.grain == "user":
+        why = f"{name} learns from a trial's users"
+    elif cls.says is not None:
+        why = f"{name} says {' and '.join(cls.says)}, and chooses no pages"
+    elif cls.grain == "trajectory":
+        why = f"{name} decides from the day so far, which single rows do not hold"
+    else:
+        return
+    raise ConfigError(
+        f"a sweep judges by the value of decisions on held-out days; {why}",
+        hint="train it with `plpm train`, and sweep the learners of single sessions; or sweep a bundle that it is a part "
+        "of in the world",
+    )
 
 
 def training_tables(
@@ -154,11 +167,20 @@ def _inputs(cls: Any, spec: FeatureSpec, held_out: Decisions) -> Mapping[str, np
 def _baseline(
     config: SweepConfig, warehouse: Warehouse, stats: TableStats, held_out: Decisions
 ) -> np.ndarray | None:
-    """(N, K) probabilities of the baseline, where it is a navigator."""
+    """(N, K) probabilities of the baseline, where it is a navigator.
+
+    Raises:
+        ConfigError: one that is composed of trained parts.
+    """
     name = config.objective.baseline
     if name is None or name == "logged":
         return None
     cls = lookup("navigator", name)
+    if getattr(cls, "roles", None):
+        raise ConfigError(
+            f"objective.baseline: {name} is composed of trained parts ({', '.join(cls.roles)})",
+            hint="name a navigator without training, as heuristic.last_exit_page, or logged",
+        )
     navigator = cls(cls.Config(), warehouse.info.pages, stats)
     return Policy(config.objective.policy).probabilities(navigator.scores(held_out.features))
 

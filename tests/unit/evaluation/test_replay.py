@@ -103,7 +103,7 @@ def test_replayed_days_are_those_of_plpm_decide(
     as_firsts = judged.policy.probabilities(judged.navigator.scores(_with_days(decisions, logged)))
     later = decisions.step > 0
     assert np.abs(pi - as_firsts)[later].mean() > 0.01
-    np.testing.assert_allclose(pi[~later], as_firsts[~later], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pi[~later], as_firsts[~later], rtol=0, atol=5e-4)
 
 
 def _with_days(decisions: Decisions, logged: LoggedDays):

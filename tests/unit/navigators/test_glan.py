@@ -121,7 +121,7 @@ def test_eq_29_30_step_by_step_equal_the_transformer_on_whole_days(reward, rtg):
     expected = whole_days(navigator, entry, outcome["action"], np.maximum(wanted, 0))
     np.testing.assert_allclose(scores, expected, rtol=0, atol=2e-5)
     # the past counts: days without one are scored otherwise
-    assert np.abs(navigator.scores(entry) - scores).max() > 1e-3
+    assert np.abs(navigator.explained(entry)[1]["p"] - scores).max() > 1e-3
 
 
 def test_the_floor_bounds_what_is_asked_and_not_what_is_remembered():

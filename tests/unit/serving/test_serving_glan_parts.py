@@ -46,8 +46,7 @@ def test_answers_explain_themselves_and_feedback_moves_the_return_to_go() -> Non
     first = navigated(service, 1, NOON)
     assert first["fallback"] is None and first["policy"].startswith("glan-")
     for page in PAGES.names:
-        assert list(first["explanation"][page]) == ["p", "rtg"]
-        assert first["explanation"][page]["p"] == first["scores"][page]
+        assert list(first["explanation"][page]) == ["p", "stay", "rtg"]
     assert sum(first["scores"].values()) == pytest.approx(1.0, abs=1e-5)
     assert {"navigator_lrtg", "navigator_hrm", "navigator_dt"} <= set(first["versions"])
     sent = call(service, "POST", "/v1/sessions", day_of(1, [NOON]).to_pylist())

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from plpm_ray.core.errors import BundleError, ConfigError
 from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.registry import lookup
 from plpm_ray.core.stats import TableStats
-from plpm_ray.navigators.bundle import Bundle
+from plpm_ray.navigators.bundle import Bundle, save_bundle
+from plpm_ray.navigators.glan.glan import GLAN
 from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.serving.engine import load_policy
 from plpm_ray.simulation.arms import world_stats
 from plpm_ray.simulation.choosers import RandomPage
 from plpm_ray.simulation.config import load_world
 from plpm_ray.simulation.coverage_logs import simulate_log
+from plpm_ray.simulation.coverage_targets import Target, TargetConfig
+from plpm_ray.simulation.episodes import LandingTask
+from plpm_ray.simulation.judge import Judge
 from plpm_ray.simulation.logs import SessionLog
 from plpm_ray.simulation.navigated import NavigatorChooser
 from plpm_ray.simulation.online import context_columns
@@ -98,3 +104,16 @@ def test_the_past_of_a_day_matters_and_ends_with_it(world: World, bundle: Bundle
     assert entries is not None
     state = chooser._day_state(entries)
     assert state is not None and not state.any()
+
+
+def test_what_asks_about_single_decisions_refuses_a_state_of_the_day(
+    world: World, bundle: Bundle, tmp_path: Path
+) -> None:
+    path = save_bundle(bundle, tmp_path / "glan")
+    with pytest.raises(ConfigError, match="every decision is asked about alone"):
+        Target(TargetConfig(bundle=str(path)), world)
+    judge = Judge(LandingTask.of("kuaishou"), 5)
+    with pytest.raises(ConfigError, match="keeps a state of the day"):
+        judge.play(bundle.navigator())
+    with pytest.raises(BundleError, match="lrtg, hrm, dt"):
+        GLAN(GLAN.Config(), world.pages, bundle.stats)

@@ -139,6 +139,26 @@ def test_a_split_without_validation_days_is_refused(tables: Path, tmp_path: Path
         sweep(toy_sweep(tables, tmp_path, split={"valid_days": 0}))
 
 
+@pytest.mark.parametrize(
+    ("learner", "search", "said"),
+    [
+        ("glan.dt", "layers", "decides from the day so far"),
+        ("glan.lrtg", "delta", "says use_s and sessions"),
+        ("klan.isp", "embedding_dim", "learns from a trial's users"),
+    ],
+)
+def test_learners_whose_scores_are_no_decisions_are_refused(
+    tables: Path, tmp_path: Path, learner: str, search: str, said: str
+):
+    with pytest.raises(ConfigError, match=said):
+        sweep(toy_sweep(tables, tmp_path, learner={"name": learner}, search={search: None}))
+
+
+def test_a_baseline_that_is_composed_of_trained_parts_is_refused(tables: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="composed of trained parts"):
+        sweep(toy_sweep(tables, tmp_path, objective={"baseline": "glan"}))
+
+
 def test_a_killed_sweep_goes_on_and_ends_as_if_nothing_had_happened(tables: Path, tmp_path: Path):
     config = toy_sweep(tables, tmp_path, learner={"name": "toy.tilt", "sleep_s": 0.25})
     run_dir = _kill_after(2, config, tmp_path)
