@@ -128,6 +128,10 @@ class HRM(Learner):
         units_BK, logit_B = self.outputs(batch)
         return units_BK * self.mean_use_s, self.chance(logit_B)
 
+    def page_seconds(self, batch: Batch) -> Tensor:
+        """(B, K) expected seconds on each page."""
+        return self.predict(batch)[0]
+
     def chance(self, logit_B: Tensor) -> Tensor:
         """(B,) chance of a drop-off as the config wants it."""
         return calibrated_chance(logit_B, self.config.gamma) if self.config.calibrated else logit_B.sigmoid()
@@ -135,6 +139,9 @@ class HRM(Learner):
     def label(self, batch: Batch) -> Tensor:
         """(B,) float32, 1 where the landing page was left within tau seconds."""
         return (batch["landing_dwell_s"] < self.config.tau_s).float()
+
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        return {"dropped": self.label(batch)}
 
     def terms(self, units_BK: Tensor, logit_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B,) each: the losses of the durations (eq. 25) and of the drop-off (eq. 26)."""
