@@ -1,4 +1,4 @@
-"""A small KLAN and sweeps of it in the world, for tests."""
+"""A small KLAN, a small GLAN, and sweeps of them in the world, for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from plpm_ray.tuning.world import WorldSweepConfig
 
 SPLIT = {"valid_days": 1, "test_days": 1}
 TRAINING = {"epochs": 1, "batch_size": 1024}
-SMALL = {"klan.iit": {"hidden": [16]}, "klan.am": {"expert_hidden": 8, "experts": 2}}
+SMALL: dict[str, dict[str, Any]] = {
+    "klan.iit": {"hidden": [16]},
+    "klan.am": {"expert_hidden": 8, "experts": 2},
+    "glan.lrtg": {"experts": 2, "expert_hidden": 8, "width": 8, "ff_width": 8},
+    "glan.hrm": {"experts": 2, "expert_hidden": 8, "embedding_dim": 8},
+    "glan.dt": {"width": 16, "layers": 1, "head_dim": 8, "context": 8, "state_hidden": [16]},
+}
 
 
 def build_klan(tables: Path, folder: Path, **options: Any) -> Path:
@@ -39,14 +45,38 @@ def build_klan(tables: Path, folder: Path, **options: Any) -> Path:
     return made.bundle_path
 
 
+def build_glan(tables: Path, folder: Path, dt: dict[str, Any] | None = None, **options: Any) -> Path:
+    """Bundle of a GLAN, all of whose parts are briefly trained; `dt` are settings of the transformer."""
+    warehouse = Warehouse.open(tables)
+    split = split_days(warehouse.transitions.days(), SplitConfig.model_validate(SPLIT))
+    training = TrainingConfig.model_validate(TRAINING)
+    jobs = []
+    for role in ("lrtg", "hrm", "dt"):
+        own = (dt or {}) if role == "dt" else {}
+        run = partial(
+            _train, f"glan.{role}", training, str(tables), (split.train, split.valid), str(folder), role, own
+        )
+        jobs.append(PartJob(role, run=run, rewarded_by="hrm" if role == "dt" else None))
+    made = compose("glan", options, jobs, tables, split.train, run_root=folder, run_name="glan")
+    return made.bundle_path
+
+
 def _train(
-    learner: str, training: TrainingConfig, tables: str, days: tuple[Any, Any], run_root: str, name: str
+    learner: str,
+    training: TrainingConfig,
+    tables: str,
+    days: tuple[Any, Any],
+    run_root: str,
+    name: str,
+    options: dict[str, Any] | None = None,
+    rewards: Path | None = None,
 ) -> Path:
-    return train(learner, SMALL[learner], training, tables, *days, run_root, name).bundle_path
+    config = {**SMALL[learner], **(options or {})}
+    return train(learner, config, training, tables, *days, run_root, name, rewards=rewards).bundle_path
 
 
 def world_sweep(tables: Path, bundle: Path, folder: Path, **changes: Any) -> WorldSweepConfig:
-    """Two trials over two settings of the fusion, of sixty users; no constraints."""
+    """Two trials over two settings of KLAN's fusion, of sixty users; no constraints."""
     raw: dict[str, Any] = {
         "name": "world",
         "run_root": str(folder / "runs"),

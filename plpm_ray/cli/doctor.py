@@ -277,13 +277,13 @@ def _world_sweep(source: ConfigSource) -> Any:
 
 def _subject(settings: Any, source: ConfigSource) -> Finding:
     """Whether the bundle that a sweep in the world searches is there, and has what is searched."""
-    from plpm_ray.tuning.world_prepare import open_subject
+    from plpm_ray.tuning.world_subject import open_subject
 
     try:
         subject = open_subject(settings, source)
     except PlpmError as error:
         return Finding("bad", error.message, error.hint or "")
-    trained = ", ".join(subject.searched) or "no part"
+    trained = ", ".join(subject.trained) or "no part"
     return Finding("ok", f"the sweep is of {subject.bundle.version}; trials train {trained}")
 
 

@@ -30,6 +30,7 @@ from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
 
 REWARD = "reward"
+JUDGED_AT_ONCE = 16_384
 _VERSION = 1
 """To be raised whenever the meaning of the output changes: all days are then judged anew."""
 
@@ -42,7 +43,7 @@ class RewardConfig(StrictConfig):
     )
     tables: str = Field(description="warehouse folder made by `plpm data`")
     sessions_per_batch: int = Field(
-        default=16_384, ge=1, description="sessions that the model judges at once"
+        default=JUDGED_AT_ONCE, ge=1, description="sessions that the model judges at once"
     )
     backend: Backend = Field(
         default="local", description="run the buckets here, in processes of this machine, or on a Ray cluster"
@@ -108,7 +109,7 @@ def reward_sessions(
     bundle: str | Path,
     *,
     days: Sequence[int] | None = None,
-    batch: int = 16_384,
+    batch: int = JUDGED_AT_ONCE,
     backend: Backend = "local",
     workers: int | None = None,
     plugins: Sequence[str] = (),

@@ -52,7 +52,8 @@ class WorldSweepConfig(SearchConfig):
 
     A parameter under `search` is a setting of the navigator (`navigator.gamma`), of the policy (`policy.epsilon`), of
     the learner in a role (`iit.alpha`) or of its training (`iit.training.lr`). A part of which something is searched is
-    trained in the trial, on tables that all trials share; all other parts are those of the bundle.
+    trained in the trial, on tables that all trials share, and so is a part that learns from the rewards of one that is
+    (GLAN's `dt` from its `hrm`): its labels have changed. All other parts are those of the bundle.
     """
 
     tables: str = Field(
@@ -73,6 +74,9 @@ class WorldSweepConfig(SearchConfig):
     training: TrainingConfig = Field(
         default_factory=lambda: TrainingConfig.model_validate({"epochs": 6}),
         description="loop and optimiser of the parts that trials train",
+    )
+    trainings: dict[str, TrainingConfig] = Field(
+        default_factory=dict, description="the same of single roles, instead of `training`"
     )
     world: WorldRef = Field(description="shipped world, path of a YAML file, or the world itself")
     seed: int | None = Field(
@@ -115,7 +119,8 @@ class WorldSweepConfig(SearchConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> WorldSweepConfig:
-        refuse_unshared(self.training)
+        for training in (self.training, *self.trainings.values()):
+            refuse_unshared(training)
         if self.users < 2 * self.groups:
             raise ValueError(f"{self.users} users in {self.groups} groups: a group needs two")
         return self
@@ -166,4 +171,5 @@ class WorldSweepConfig(SearchConfig):
         values = {k: v for k, v in super().identity().items() if k not in _IN_FINGERPRINT}
         values["tables"] = str(Path(self.tables).name)
         values["training"] = self.training.identity()
+        values["trainings"] = {role: training.identity() for role, training in self.trainings.items()}
         return values

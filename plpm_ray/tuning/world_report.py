@@ -11,7 +11,7 @@ import yaml
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.tuning.ledger import TrialRecord
 from plpm_ray.tuning.report import Telling, interval, number, setting
-from plpm_ray.tuning.world_prepare import Subject, settings_of
+from plpm_ray.tuning.world_subject import Subject, settings_of
 
 _SHOWN = ("epochs", "batch_size", "lr", "seed")
 _RANKED_BY = {"lower": "the lower end of the interval of the gain", "value": "the value"}
@@ -34,7 +34,7 @@ def telling(subject: Subject, facts: Mapping[str, Any]) -> Telling:
             "learner": subject.bundle.name,
             "navigator": subject.bundle.name,
             "searched": list(subject.space.names),
-            "retrained_parts": list(subject.searched),
+            "retrained_parts": list(subject.trained),
             "objective": "world value",
             "judged_on": f"validation seed {subject.world.seed} of the world {subject.world.name!r}",
         },
@@ -92,7 +92,7 @@ def best_yaml(subject: Subject, best: TrialRecord) -> str:
 
 
 def _part(subject: Subject, role: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    if role not in subject.searched:
+    if role not in subject.trained:
         return {"bundle": str(Path(subject.path) / "parts" / role)}
     defaults = TrainingConfig.model_validate({}).model_dump(mode="json")
     training = settings[f"{role}.training"]

@@ -8,8 +8,9 @@ from plpm_ray.tuning.ledger import open_ledger
 from plpm_ray.tuning.report import best_of, rank, write_telling
 from plpm_ray.tuning.run import SweepResult, check_trials, claim, run_trials
 from plpm_ray.tuning.world import WorldSweepConfig
-from plpm_ray.tuning.world_prepare import open_subject, prepare_world
+from plpm_ray.tuning.world_prepare import prepare_world
 from plpm_ray.tuning.world_report import telling
+from plpm_ray.tuning.world_subject import open_subject
 
 
 def sweep_world(config: WorldSweepConfig, source: ConfigSource | None = None) -> SweepResult:

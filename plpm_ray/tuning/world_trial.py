@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -27,11 +27,13 @@ from plpm_ray.training.comm import Comm
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.job import build_learner
 from plpm_ray.training.loop import Loop, pick_device
+from plpm_ray.training.rewards import REWARD
 from plpm_ray.training.table import TensorTable
 from plpm_ray.tuning.ledger import EpochReport
 from plpm_ray.tuning.local import StartTrial
 from plpm_ray.tuning.space import Section, Space
 from plpm_ray.tuning.trial import PackedTable, horizon_of
+from plpm_ray.tuning.world_rewards import Blocks, Judged, judge
 from plpm_ray.tuning.world_value import WorldValue
 
 _KEPT_PARTS = 16
@@ -44,11 +46,17 @@ class PartData:
     Attributes:
         spec, stats: encoder and totals of the training days.
         tables: training rows by the learner's horizon ("" where it has none).
+        rewarded_by: role, trained in the trials too, from whose rewards it learns; they are no columns of `tables`.
+        reward_s: total of the rewards that are columns of `tables`; None where there are none.
+        blocks: of a part that judges sessions, how they lie in its table.
     """
 
     spec: FeatureSpec
     stats: TableStats
     tables: Mapping[str, PackedTable]
+    rewarded_by: str | None = None
+    reward_s: float | None = None
+    blocks: Blocks = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,13 @@ class WorldTask:
 
 @dataclass
 class WorldPlace:
-    """What a process keeps between trials: tensors on its device, and the parts that it trained."""
+    """What a process keeps between trials: tensors on its device, the parts that it trained, and the newest rewards."""
 
     task: WorldTask
     trained: int = 0
     _tables: dict[tuple[str, str, str], TensorTable] = field(default_factory=dict)
     _parts: dict[str, Bundle] = field(default_factory=dict)
+    _judged: tuple[str, Judged] | None = None
 
     def __post_init__(self) -> None:
         load_plugins(self.task.plugins)
@@ -111,21 +120,48 @@ class WorldPlace:
         """
         config = self.task.settings(role, params)
         training = self.task.settings(f"{role}.training", params)
-        key = config_hash([role, config, training])
+        model = self._model(role, config, params)
+        key = config_hash([role, config, training, model and model.version])
         if key not in self._parts:
             while len(self._parts) >= _KEPT_PARTS:
                 self._parts.pop(next(iter(self._parts)))
-            self._parts[key] = self._train(role, config, TrainingConfig.model_validate(training))
+            self._parts[key] = self._train(role, config, TrainingConfig.model_validate(training), model)
         return self._parts[key]
 
-    def _train(self, role: str, options: Mapping[str, Any], training: TrainingConfig) -> Bundle:
+    def _model(self, role: str, options: Mapping[str, Any], params: Mapping[str, Any]) -> Bundle | None:
+        """The reward model of this point, from which a part with such settings learns."""
+        by = self.task.parts[role].rewarded_by
+        return self.part(by, params) if by is not None and self._reads_rewards(role, options) else None
+
+    def _reads_rewards(self, role: str, options: Mapping[str, Any]) -> bool:
+        cls = lookup("learner", self.task.bundle.parts[role].name)
+        return REWARD in cls.needed_columns(cls.Config.model_validate(options))
+
+    def _train(
+        self, role: str, options: Mapping[str, Any], training: TrainingConfig, model: Bundle | None
+    ) -> Bundle:
         data, old = self.task.parts[role], self.task.bundle.parts[role]
         cls, device = lookup("learner", old.name), pick_device(training)
-        config = cls.Config.model_validate(options)
-        learner = build_learner(cls, config, data.spec, old.pages, data.stats, training.seed)
-        Loop(learner, self._table(role, horizon_of(config), device), None, training, Comm()).run([])
+        config, stats = cls.Config.model_validate(options), data.stats
+        table = self._table(role, horizon_of(config), device)
+        if model is not None:
+            assert data.rewarded_by is not None
+            judged = self.rewards_of(data.rewarded_by, model, device)
+            table, stats = judged.beside(table), replace(stats, reward_s=judged.total)
+        elif self._reads_rewards(role, options):
+            stats = replace(stats, reward_s=data.reward_s)
+        learner = build_learner(cls, config, data.spec, old.pages, stats, training.seed)
+        Loop(learner, table, None, training, Comm()).run([])
         self.trained += 1
-        return Bundle.of_learner(learner, data.spec, old.pages, data.stats, plugins=old.plugins)
+        return Bundle.of_learner(learner, data.spec, old.pages, stats, plugins=old.plugins)
+
+    def rewards_of(self, role: str, model: Bundle, device: torch.device) -> Judged:
+        """What the reward model of a role says of the sessions of its table."""
+        if self._judged is None or self._judged[0] != model.version:
+            learner = model.learner().to(device)
+            table = self._table(role, horizon_of(learner.config), device)
+            self._judged = model.version, judge(learner, table, self.task.parts[role].blocks)
+        return self._judged[1]
 
     def _table(self, role: str, horizon: str, device: torch.device) -> TensorTable:
         key = (role, horizon, str(device))

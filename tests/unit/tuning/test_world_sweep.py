@@ -18,8 +18,9 @@ from plpm_ray.core.storage import read_json
 from plpm_ray.navigators.bundle import load_bundle
 from plpm_ray.tuning.ledger import EpochReport
 from plpm_ray.tuning.world import WorldSweepConfig
-from plpm_ray.tuning.world_prepare import open_subject, prepare_world
+from plpm_ray.tuning.world_prepare import prepare_world
 from plpm_ray.tuning.world_run import sweep_world
+from plpm_ray.tuning.world_subject import open_subject
 from plpm_ray.tuning.world_trial import WorldPlace, WorldTrial
 from tests.sweep_world import build_tables
 from tests.world_sweeps import build_klan, world_sweep
