@@ -20,7 +20,7 @@ import klan_world
 
 KLAN_LOGS = 1 << 33  # first user of the logs under KLAN: none of those it learned from
 HRM, LRTG, DT = (
-    {"epochs": 5, "batch_size": 4096, "lr": 1e-3, "num_threads": 1},
+    {"epochs": 10, "batch_size": 4096, "lr": 3e-3, "num_threads": 1},
     {"epochs": 10, "batch_size": 1024, "lr": 1e-3, "patience": 3, "num_threads": 1},
     {"epochs": 5, "batch_size": 512, "lr": 1e-3, "num_threads": 1},
 )

@@ -44,7 +44,7 @@ class Learner(nn.Module, ABC):
             "switches" int64, "hour" int64 0-23, "step" int64 entry number of the day from 0, "done" float32 (1 = last
             of its episode), "propensity" float32 (NaN = unknown); any other numeric column of the table by its name,
             (B,) or (B, width), where `example_batch` must then make it too. Of sessions: "page_dwell_s" (B, K) seconds on
-            each page, "reward" and "drop_off" (what a reward model says, `plpm reward`). Of days: "use_s" and "sessions" of
+            each page, "reward" and "dropped" (a reward model's, `plpm reward`). Of days: "use_s" and "sessions" of
             the whole day. Of users: "arm" int64 (0 = control, k = the page at position k - 1), "response" float32 in its
             natural unit.
         says: None where `scores` are scores of the K pages; else the names of the numbers it gives. Such a learner is a
@@ -100,6 +100,10 @@ class Learner(nn.Module, ABC):
         """(B, K) expected return in seconds when each page is chosen, or None if the method has no such thing."""
         return None
 
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        """Named (B,) float32 labels made of `columns`; of a reward model they are written beside what it says."""
+        return {}
+
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Named (B,) values of a held-out batch; the caller averages them over rows."""
         return {}
@@ -125,7 +129,7 @@ class Learner(nn.Module, ABC):
             "sessions": torch.randint(1, 12, (rows,), generator=gen).float(),
             "page_dwell_s": torch.rand(rows, k, generator=gen) * 300,
             "reward": torch.rand(rows, generator=gen) * 500,
-            "drop_off": torch.rand(rows, generator=gen),
+            "dropped": (torch.rand(rows, generator=gen) < 0.3).float(),
         }
         if cls.grain == "trajectory":
             # days of 1 to 16 sessions; 32 rows are whole days, whatever the seed

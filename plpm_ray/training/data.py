@@ -30,7 +30,7 @@ from plpm_ray.navigators.base import Grain, Learner, LearnerConfig
 from plpm_ray.nn.packing import begins
 from plpm_ray.training.table import TensorTable, assemble
 
-REWARD_COLUMNS = ("reward", "drop_off")
+REWARD_COLUMNS = ("reward", "dropped")
 """Columns that are read from a reward table."""
 _COLUMN_TYPES = {
     "action": np.int32,
@@ -228,7 +228,7 @@ class TableSource:
         arrays: dict[str, np.ndarray] = {}
         for name in self.needs.stored:
             if name != "done":
-                arrays[name] = _label(table, name)
+                arrays[name] = label(table, name)
         if self.needs.grain in ("user", "day"):
             return arrays
         daily = self.needs.horizon == "day"
@@ -277,7 +277,7 @@ def with_rewards(
     return table
 
 
-def _label(table: pa.Table, name: str) -> np.ndarray:
+def label(table: pa.Table, name: str) -> np.ndarray:
     """A column as learners read it: (R,), or (R, width) of a FixedSizeList; integers stay so, a null is NaN.
 
     Raises:

@@ -1,8 +1,9 @@
 """The job of a reward model: what every session was worth, a column beside the trajectory table (GLAN 4.2, eq. 28).
 
 Rewards lie in `<warehouse>/rewards/<version of the model>/`, partitioned as the transitions are and row for row the same
-sessions: session_id, and what the model `says` ("reward" in seconds, "drop_off"). A day is judged anew only if its transitions
-have changed; the model's version is in the folder's name, so that rewards of two models never mix. A user bucket is one task.
+sessions: session_id, what the model `says` ("reward" in seconds, "drop_off"), and its `labels` ("dropped"). A day is judged
+anew only if its transitions have changed; the model's version is in the folder's name, so that rewards of two models never
+mix. A user bucket is one task.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pydantic import Field
 
 from plpm_ray.core.config import StrictConfig, config_hash
@@ -26,12 +28,13 @@ from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import DayTable, day_name
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.data.rebuild import rebuild, unfinished
-from plpm_ray.navigators.base import Navigator
+from plpm_ray.navigators.base import LearnerNavigator, Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
+from plpm_ray.training.data import label
 
 REWARD = "reward"
 JUDGED_AT_ONCE = 16_384
-_VERSION = 1
+_VERSION = 2
 """To be raised whenever the meaning of the output changes: all days are then judged anew."""
 
 
@@ -200,10 +203,18 @@ def _judge_bucket(task: _Task) -> dict[int, tuple[int]]:
                 f"{task.version} gives numbers that are not finite to sessions of {day_name(day)}",
                 hint="train it again; nothing was published",
             )
-        columns = {name: pa.array(said[:, i]) for i, name in enumerate(says)}
+        columns = {name: pa.array(said[:, i]) for i, name in enumerate(says)} | _labels(navigator, sessions)
         table = pa.table({"session_id": sessions["session_id"], **columns})
         written[day] = (warehouse.rewards(task.version).write(day, task.gen, task.bucket, table),)
     return written
+
+
+def _labels(navigator: Navigator, transitions: pa.Table) -> dict[str, pa.Array]:
+    """The model's labels of rows of the transition table."""
+    if not isinstance(navigator, LearnerNavigator):
+        return {}
+    columns = {name: torch.from_numpy(label(transitions, name)) for name in navigator.learner.columns}
+    return {name: pa.array(values.numpy()) for name, values in navigator.learner.labels(columns).items()}
 
 
 def with_outcomes(raw: RawFeatures, transitions: pa.Table) -> RawFeatures:

@@ -253,11 +253,11 @@ def test_kv_heads_must_divide_the_heads():
 
 
 def test_the_foretold_risk_is_that_of_the_page_shown():
-    """Against what the reward model says, for the shown page alone; with `vectors` scores carry the chances to stay."""
+    """Cross entropy of the shown page alone; with `vectors` scores carry the chances to stay."""
     learner, batch = make(risk_weight=2.0), days([2, 3])
     risk = torch.sigmoid(learner.risk(learner.read(batch)))
     shown = risk[torch.arange(5), batch["action"]]
-    label = batch["drop_off"]
+    label = batch["dropped"]
     wanted = -(label * shown.log() + (1 - label) * (1 - shown).log())
     terms = learner.losses(batch)
     torch.testing.assert_close(terms["risk"], wanted.mean())
@@ -283,4 +283,4 @@ def test_the_foretold_risk_is_that_of_the_page_shown():
 def test_without_a_reward_model_no_risk_is_foretold(config):
     learner, batch = make(**config), days([2, 3])
     assert learner.risk is None and "risk" not in learner.losses(batch)
-    assert ("drop_off" in learner.needed_columns(learner.config)) == (config.get("reward") != "duration")
+    assert ("dropped" in learner.needed_columns(learner.config)) == (config.get("reward") != "duration")

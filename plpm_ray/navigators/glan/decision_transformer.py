@@ -9,10 +9,9 @@ Settled on purpose where the paper is open:
   units of the training window's mean day: `mean_day_use_s` x `reward_ratio` seconds, the latter 1 for the reward "duration".
 - A day longer than `context` is seen through a sliding window of so many sessions, in every layer.
 - All heads share one key and one value head, so that a user's day fits into a state record; see `CausalTransformer`.
-- Beside the page the state token foretells, for each page, the risk that the session would be dropped there: what HRM will say
-  of it afterwards (eq. 24, 28), as a soft label of the page that was shown. Return-to-go alone hardly tells pages apart: it is
-  nearly all the user's and the day's doing. `risk_weight: 0` leaves it out, which is the paper's transformer; so does the
-  reward "duration", which has no HRM.
+- Beside the page the state token foretells, for each page, the risk that the session would be dropped there; the label is that
+  of HRM (eq. 26), of the page that was shown. Return-to-go alone hardly tells pages apart: it is nearly all the user's and the
+  day's doing. `risk_weight: 0` leaves it out, which is the paper's transformer; so does the reward "duration", without HRM.
 - Weights are scaled by constants of the training window (so that a batch's loss is a mean over sessions, whatever else is
   in the batch): 1 / p by its mean K under the logging policy, class weights by their mean over the landings.
 """
@@ -122,7 +121,7 @@ class DecisionTransformer(Learner):
     Config: ClassVar[type[DecisionTransformerConfig]] = DecisionTransformerConfig
     config: DecisionTransformerConfig
     grain: ClassVar[Grain] = "trajectory"
-    columns: ClassVar[tuple[str, ...]] = ("action", "step", "use_s", "reward", "drop_off", "propensity")
+    columns: ClassVar[tuple[str, ...]] = ("action", "step", "use_s", "reward", "dropped", "propensity")
     vectors: ClassVar[tuple[str, ...]] = (DAY_RTG, DAY_STEP, DAY_PAST)
     day_value_s: Tensor
     class_weight: Tensor
@@ -164,7 +163,7 @@ class DecisionTransformer(Learner):
     @classmethod
     def needed_columns(cls, config: DecisionTransformerConfig) -> tuple[str, ...]:
         """The reward in use; what the weights are made of always, so that sweeps may search them."""
-        rewards = ("reward", "drop_off") if config.reward == "hrm" else ("use_s",)
+        rewards = ("reward", "dropped") if config.reward == "hrm" else ("use_s",)
         return "action", "step", *rewards, "propensity"
 
     def rtg_of(self, batch: Batch) -> Tensor:
@@ -326,9 +325,9 @@ class DecisionTransformer(Learner):
 
 
 def risk_loss(risk_SK: Tensor, batch: Batch) -> Tensor:
-    """(S,) cross entropy of the risk foretold for the page that was shown, against what the reward model says of the session."""
+    """(S,) cross entropy of the risk foretold for the page that was shown, against whether it was dropped."""
     shown_S = risk_SK.gather(1, batch["action"].unsqueeze(1)).squeeze(1)
-    return F.binary_cross_entropy_with_logits(shown_S, batch["drop_off"], reduction="none")
+    return F.binary_cross_entropy_with_logits(shown_S, batch["dropped"], reduction="none")
 
 
 def returns_to_go(reward_S: Tensor, begins_S: Tensor) -> Tensor:
