@@ -106,6 +106,14 @@ def evaluate(config: ConfigPath, sets: Sets = None) -> None:
 
 
 @app.command()
+def assess(config: ConfigPath, sets: Sets = None) -> None:
+    """Judges models that say numbers (GLAN's L-RTG and HRM) on held-out days: errors, calibration, constraints."""
+    from plpm_ray.cli.assess import assess as run
+
+    run(config, sets or [])
+
+
+@app.command()
 def uplift(config: ConfigPath, sets: Sets = None) -> None:
     """Judges uplift models on held-out users of a randomised trial: Qini, AUUC, policy value, with intervals."""
     from plpm_ray.cli.uplift import uplift as run

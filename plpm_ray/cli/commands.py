@@ -107,8 +107,23 @@ def train(config: Path, sets: Sets) -> Any:
     }
     rows |= {"samples": result.samples, "seconds": round(result.seconds, 2)}
     rows |= {f"valid {k}": v for k, v in result.metrics.items()}
-    _print(rows)
+    _print(rows | _constraints(result.run_dir))
     return result
+
+
+def _constraints(run_dir: Path, role: str = "") -> dict[str, str]:
+    """A line for each constraint of a learner that has some, as its run ended."""
+    from plpm_ray.cli.summary import show
+    from plpm_ray.core.storage import read_json
+
+    path = run_dir / "summary.json"
+    found = read_json(path).get("constraints", {}) if path.is_file() else {}
+    verdict = {True: "holds", False: "does not hold", None: "was never measured"}
+    return {
+        f"constraint {role}{name}": f"{verdict[c['holds']]}: {show(c['value'])}, bound {show(c['bound'])}, "
+        f"dual variable {show(c['lambda'])}"
+        for name, c in found.items()
+    }
 
 
 def _train_navigator(settings: Any, source: ConfigSource) -> Any:
@@ -120,7 +135,10 @@ def _train_navigator(settings: Any, source: ConfigSource) -> Any:
     rows |= {f"part {role}": path.parent for role, path in result.parts.items()}
     rows |= {"seconds": round(result.seconds, 2)}
     # those by page stand in the parts' own folders
-    _print(rows | {f"valid {name}": value for name, value in result.metrics.items() if "/" not in name})
+    rows |= {f"valid {name}": value for name, value in result.metrics.items() if "/" not in name}
+    for role, path in result.parts.items():
+        rows |= _constraints(path.parent, f"{role}.")
+    _print(rows)
     return result
 
 
@@ -227,19 +245,24 @@ def _judged(
             f"{source.where(section)}: bundle {entry.bundle} was trained on other pages or columns than {warehouse.root}",
             hint="evaluate it on the tables of its own dataset",
         )
-    _refuse_seen_days(entry, bundle, split.test if settings.part == "test" else split.valid)
+    refuse_seen_days(entry.bundle, bundle, split.test if settings.part == "test" else split.valid)
     # a realised return ends with the day; values that look beyond it cannot be compared with one
     gamma = bundle.config.get("gamma") if bundle.config.get("horizon", "day") == "day" else None
     return Judged(entry.label or bundle.name, bundle.navigator(), Policy(entry.policy), gamma)
 
 
-def _refuse_seen_days(entry: Any, bundle: Any, held_out: list[int]) -> None:
+def refuse_seen_days(path: str, bundle: Any, held_out: list[int]) -> None:
+    """Refuses a bundle that learned from one of the days it is to be judged on.
+
+    Raises:
+        ConfigError: it did.
+    """
     from plpm_ray.data.day_table import day_name
 
     seen = set(bundle.data.get("train_days", ())) & {day_name(d) for d in held_out}
     if seen:
         raise ConfigError(
-            f"bundle {entry.bundle} was trained on {min(seen)}, a day it is to be judged on",
+            f"bundle {path} was trained on {min(seen)}, a day it is to be judged on",
             hint="use the same `split` for training and evaluation",
         )
 

@@ -153,3 +153,34 @@ class UpliftConfig(StrictConfig):
     plugins: tuple[str, ...] = Field(
         default=(), description="files or modules that register learners of your own"
     )
+
+
+class AssessedBundle(StrictConfig):
+    """One model that says numbers."""
+
+    bundle: str = Field(
+        description="bundle or run folder of a model that says numbers (glan.lrtg, glan.hrm), or of a navigator with such parts"
+    )
+    label: str | None = Field(
+        default=None,
+        description="name in the tables; default: that of the learner. Of a navigator with several such parts their roles are "
+        "added",
+    )
+
+
+class AssessConfig(StrictConfig):
+    """`plpm assess`: models that say numbers, on held-out days."""
+
+    name: str = Field(
+        default="assess",
+        min_length=1,
+        description="run name; the run folder adds a hash of config and data",
+    )
+    run_root: str = Field(default="runs", description="folder that holds the run folders")
+    tables: str = Field(description="warehouse folder made by `plpm data`")
+    split: SplitConfig = Field(default=SplitConfig(), description="the same split as training")
+    part: Literal["valid", "test"] = Field(default="test", description="which held-out days to judge on")
+    bundles: tuple[AssessedBundle, ...] = Field(min_length=1, description="what to judge")
+    plugins: tuple[str, ...] = Field(
+        default=(), description="files or modules that register learners of your own"
+    )

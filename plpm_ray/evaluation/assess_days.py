@@ -58,11 +58,11 @@ def _errors(said_s: np.ndarray, use_s: np.ndarray, rows: HeldOut) -> dict[str, A
     errors = day_errors(said_s, use_s, rows.weekday)
     error = said_s - use_s
     square = clustered_mean(np.square(error), rows.user)
-    root = [float(np.sqrt(max(v, 0.0))) for v in (square.low, square.high)]
+    low, high = (float(np.sqrt(max(v, 0.0))) for v in (square.low, square.high))
     groups = {"use": tenths(use_s), "prediction": tenths(said_s), "weekday": rows.weekday}
     return {
         "mae_s": asdict(clustered_mean(np.abs(error), rows.user)),
-        "rmse_s": asdict(Mean(errors.rmse_s, *root, len(error))),
+        "rmse_s": asdict(Mean(errors.rmse_s, low, high, len(error))),
         "spearman": _finite(clustered_spearman(said_s, use_s, rows.user)),
         "bias_s": asdict(clustered_mean(error, rows.user)),
         "bias_by": {name: _by(error, group, GROUPS[name], rows.user) for name, group in groups.items()},

@@ -65,9 +65,14 @@ def format_table(
         cells = [_estimate_cell(result.policy, by_name.get(name), notes) for name in names]
         metrics = [_metric_cell(result.metrics.get(name), pages) for name in metric_names]
         rows.append([result.policy, *cells, *metrics])
-    table = _text(rows) if style == "text" else _markdown(rows)
+    table = laid_out(rows, style)
     footer = notes + _footer([e for result in results for e in result.estimates])
     return "\n".join([table, "", *footer]) if footer else table
+
+
+def laid_out(rows: list[list[str]], style: Literal["text", "markdown"] = "text") -> str:
+    """Rows of cells, the first being the heading, as aligned text or as a Markdown table."""
+    return _text(rows) if style == "text" else _markdown(rows)
 
 
 def _footer(estimates: Sequence[Estimate]) -> list[str]:
