@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plpm_ray.cli.summary import Clock, finish, refuse_foreign
+from plpm_ray.cli.summary import Clock, constraint_rows, finish, refuse_foreign
 from plpm_ray.core.config import ConfigSource, config_hash, read_config, validate
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
@@ -107,23 +107,8 @@ def train(config: Path, sets: Sets) -> Any:
     }
     rows |= {"samples": result.samples, "seconds": round(result.seconds, 2)}
     rows |= {f"valid {k}": v for k, v in result.metrics.items()}
-    _print(rows | _constraints(result.run_dir))
+    _print(rows | constraint_rows(result.run_dir))
     return result
-
-
-def _constraints(run_dir: Path, role: str = "") -> dict[str, str]:
-    """A line for each constraint of a learner that has some, as its run ended."""
-    from plpm_ray.cli.summary import show
-    from plpm_ray.core.storage import read_json
-
-    path = run_dir / "summary.json"
-    found = read_json(path).get("constraints", {}) if path.is_file() else {}
-    verdict = {True: "holds", False: "does not hold", None: "was never measured"}
-    return {
-        f"constraint {role}{name}": f"{verdict[c['holds']]}: {show(c['value'])}, bound {show(c['bound'])}, "
-        f"dual variable {show(c['lambda'])}"
-        for name, c in found.items()
-    }
 
 
 def _train_navigator(settings: Any, source: ConfigSource) -> Any:
@@ -137,7 +122,7 @@ def _train_navigator(settings: Any, source: ConfigSource) -> Any:
     # those by page stand in the parts' own folders
     rows |= {f"valid {name}": value for name, value in result.metrics.items() if "/" not in name}
     for role, path in result.parts.items():
-        rows |= _constraints(path.parent, f"{role}.")
+        rows |= constraint_rows(path.parent, f"{role}.")
     _print(rows)
     return result
 

@@ -71,6 +71,18 @@ def newest_run(path: str | Path) -> Path:
     return found
 
 
+def constraint_rows(run_dir: Path, role: str = "") -> dict[str, str]:
+    """A line for each constraint of a learner that was trained under some, as its run ended; `role.` stands before its name."""
+    path = run_dir / "summary.json"
+    found = read_json(path).get("constraints", {}) if path.is_file() else {}
+    verdict = {True: "holds", False: "does not hold", None: "was never measured"}
+    return {
+        f"constraint {role}{name}": f"{verdict[c['holds']]}: {show(c['value'])}, bound {show(c['bound'])}, "
+        f"dual variable {show(c['lambda'])}"
+        for name, c in found.items()
+    }
+
+
 def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in summary.items() if isinstance(v, str | int | float | bool) or v is None}
 
