@@ -17,7 +17,7 @@ from plpm_ray.tuning.config import SweepConfig
 from plpm_ray.tuning.run import sweep
 from plpm_ray.tuning.world_run import sweep_world
 from tests.sweep_world import build_tables, toy_sweep
-from tests.world_sweeps import build_klan, world_sweep
+from tests.world_sweeps import build_glan, build_klan, world_sweep
 
 DRIVER = """
 import sys
@@ -70,6 +70,20 @@ def test_a_sweep_in_the_world_is_the_same_in_other_processes(
         assert result.best is not None
         runs[backend] = (values_by_number(result.run_dir), result.best.number)
     assert runs["ray"] == runs["local"]
+
+
+def test_trials_with_reward_models_of_their_own_side_by_side(
+    ray_session: None, tables: Path, tmp_path: Path
+) -> None:
+    glan = build_glan(tables, tmp_path / "glan")
+    runs, before = {}, sorted((tables / "rewards").iterdir())
+    for backend in ("local", "ray"):
+        changes = {"backend": backend, "trials": 3, "startup_trials": 3, "search": {"hrm.tau_s": None}}
+        result = sweep_world(world_sweep(tables, glan, tmp_path / backend, **changes))
+        assert result.best is not None and result.summary["failed"] == 0
+        runs[backend] = values_by_number(result.run_dir)
+    assert runs["ray"] == runs["local"]  # drawn at random, so neither hangs on the order in which trials end
+    assert sorted((tables / "rewards").iterdir()) == before
 
 
 def test_side_by_side_with_asha_failures_and_growth(ray_session: None, tables: Path, tmp_path: Path) -> None:
