@@ -124,7 +124,15 @@ class Observation:
     def _apply_in_turn(
         self, records: np.ndarray, at: np.ndarray, index: np.ndarray, sessions: SessionArrays
     ) -> None:
-        """The n-th new session of every user at once: the navigator sees the state as it was when the session began."""
+        """The n-th new session of every user at once: the navigator sees the state as it was when the session began.
+
+        Where only its state is wanted, that goes for the last local day of each user; on it begins the state anew.
+        """
+        if self._rows is None:
+            last = _of_last_day(at, EntryArrays(sessions.entry_ms, sessions.utc_offset_min).local_day)
+            before = np.flatnonzero(~last)
+            observe(records, at[before], sessions.take(before))
+            at, index, sessions = at[last], index[last], sessions.take(np.flatnonzero(last))
         order = np.lexsort((sessions.key, sessions.entry_ms, sessions.exit_ms, at))
         turn = np.arange(len(order)) - np.searchsorted(at[order], at[order])
         for n in range(int(turn.max()) + 1):
@@ -172,6 +180,14 @@ def day_state(records: np.ndarray, day: np.ndarray, size: int, tag: np.uint64) -
     """(B, size) float32 intra-day state of the navigator with this tag, not to be changed: zeros where the last is of another
     day or another's."""
     return layout.nav_state(records, day, size, records["nav_tag"] == tag)
+
+
+def _of_last_day(at: np.ndarray, day: np.ndarray) -> np.ndarray:
+    """(m,) bool: none of the same user's sessions is of a later day."""
+    users, of = np.unique(at, return_inverse=True)
+    last = np.full(len(users), layout.NO_DAY, dtype=np.int64)
+    np.maximum.at(last, of, day)
+    return day == last[of]
 
 
 def _classify(records: np.ndarray, at: np.ndarray, sessions: SessionArrays) -> np.ndarray:

@@ -14,6 +14,7 @@ from plpm_ray.navigators.base import Heuristic
 from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.serving.decide import replay
 from plpm_ray.serving.engine import load_policy
+from plpm_ray.serving.store import Users
 from plpm_ray.serving.tables import read_entries
 from tests.unit.serving.serving_world import SCHEMA, bundle_of, entries_of, profiles_table, sessions_table
 
@@ -90,3 +91,26 @@ def test_another_navigator_begins_from_nothing() -> None:
     taken = policy.with_bundle(other)
     assert [score[:3] for score in taken.decide(entries)["scores"].to_pylist()] == [[0, 0, 0]] * 3
     assert taken.decide(entries)["fallback"].null_count == 3
+
+
+def test_of_a_long_log_only_the_last_day_is_lived_through() -> None:
+    """As at the start of a service: the days before it leave no state."""
+    sessions = sessions_table(users=8, per_user=30)
+    bundle = bundle_of("heuristic.popularity")
+    bundle.name = "test.budget"
+    at_once, in_turn = (load_policy(bundle, users=profiles_table()) for _ in range(2))
+    asked: list[int] = []
+    observe = at_once.navigator.observe
+
+    def counted(state: np.ndarray, features: RawFeatures, outcome: Mapping[str, np.ndarray]) -> np.ndarray:
+        asked.append(len(state))
+        return observe(state, features, outcome)
+
+    at_once.navigator.observe = counted  # type: ignore[method-assign]
+    at_once.observe(sessions)
+    for i in range(len(sessions)):
+        in_turn.observe(sessions.slice(i, 1))
+    users = Users.of(np.arange(8))
+    one, other = (policy.store.load(users)[0] for policy in (at_once, in_turn))
+    assert one.tobytes() == other.tobytes()
+    assert sum(asked) == one["nav"][:, 1].sum() < len(sessions) / 4
