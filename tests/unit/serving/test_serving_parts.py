@@ -316,5 +316,5 @@ def test_the_config_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         for deployment in application["deployments"]:
             assert deployment["name"] == DEPLOYMENT
             assert swap_config(deployment["user_config"]).bundle is not None
-    for name in ("local.yaml", "local_klan.yaml"):
+    for name in ("local.yaml", "local_klan.yaml", "local_glan.yaml"):
         assert ServeConfig.model_validate(yaml.safe_load((root / name).read_text())).port == 8000
