@@ -11,6 +11,7 @@ from pathlib import Path
 import plpm_ray
 from plpm_ray.core.errors import DataError
 from plpm_ray.core.storage import atomic_writer
+from plpm_ray.evaluation.report.assess import assess_part
 from plpm_ray.evaluation.report.calibration import calibration_part
 from plpm_ray.evaluation.report.coverage import coverage_part
 from plpm_ray.evaluation.report.experiment import ab_part
@@ -28,6 +29,7 @@ _PARTS = {
     "aa": aa_part,
     "uplift": uplift_part,
     "evaluate": evaluate_part,
+    "assess": assess_part,
     "sweep": sweep_part,
     "navigator": navigator_part,
     "train": train_part,
@@ -39,6 +41,7 @@ _ORDER = (
     "uplift",
     "coverage",
     "evaluate",
+    "assess",
     "calibration",
     "aa",
     "sweep",

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from plpm_ray.core.errors import DataError
 from plpm_ray.core.storage import newest_run, read_json, read_parquet
 from plpm_ray.evaluation.report import records
+from plpm_ray.evaluation.report.assess_records import AssessRun
 
 # file -> kind, record; the order decides where a folder holds several
 _FILES: Mapping[str, tuple[str, type[records.Record]]] = {
@@ -25,6 +26,7 @@ _FILES: Mapping[str, tuple[str, type[records.Record]]] = {
 _RESULTS = (*_FILES, "summary.json")
 _COMMANDS: Mapping[str, type[records.Record]] = {
     "evaluate": records.EvaluateRun,
+    "assess": AssessRun,
     "sweep": records.SweepRun,
     "stream": records.StreamRun,
 }
@@ -35,6 +37,7 @@ _AGAIN = {
     "aa": "plpm simulate aa",
     "uplift": "plpm uplift` or `plpm simulate uplift",
     "evaluate": "plpm evaluate",
+    "assess": "plpm assess",
     "sweep": "plpm sweep",
     "train": "plpm train",
     "stream": "plpm stream",
@@ -54,7 +57,7 @@ class Run:
 
     Attributes:
         folder: where it lies.
-        kind: "ab", "calibration", "coverage", "aa", "uplift", "evaluate", "sweep", "navigator", "train" or "stream".
+        kind: "ab", "calibration", "coverage", "aa", "uplift", "evaluate", "assess", "sweep", "navigator", "train" or "stream".
         record: its checked JSON.
         config: its config.json, or nothing.
     """
@@ -135,7 +138,8 @@ def _unknown(folder: Path) -> DataError:
         )
     return DataError(
         f"{folder} is not a run folder: it holds none of {', '.join(sorted(_RESULTS))}",
-        hint="give the folder of a run of `plpm simulate`, `plpm evaluate`, `plpm sweep` `plpm train` or `plpm stream`",
+        hint="give the folder of a run of `plpm simulate`, `plpm evaluate`, `plpm assess`, `plpm sweep`, "
+        "`plpm train` or `plpm stream`",
     )
 
 
