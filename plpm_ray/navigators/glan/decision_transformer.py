@@ -9,9 +9,10 @@ Settled on purpose where the paper is open:
   units of the training window's mean day: `mean_day_use_s` x `reward_ratio` seconds, the latter 1 for the reward "duration".
 - A day longer than `context` is seen through a sliding window of so many sessions, in every layer.
 - All heads share one key and one value head, so that a user's day fits into a state record; see `CausalTransformer`.
-- Beside the page the state token foretells, for each page, the risk that the session would be dropped there; the label is that
-  of HRM (eq. 26), of the page that was shown. Return-to-go alone hardly tells pages apart: it is nearly all the user's and the
-  day's doing. `risk_weight: 0` leaves it out, which is the paper's transformer; so does the reward "duration", without HRM.
+- Beside the page, `risk` foretells for each page the risk that the session would be dropped there; the label is that of HRM (eq.
+  26), of the page that was shown. It reads the state alone: a logged R_t holds the reward of the very session, and so does every
+  R before it, so what reads them foretells well in the logs and nothing in service. `risk_weight: 0` leaves it out, which is the
+  paper's transformer; so does the reward "duration", without HRM.
 - Weights are scaled by constants of the training window (so that a batch's loss is a mean over sessions, whatever else is
   in the batch): 1 / p by its mean K under the logging policy, class weights by their mean over the landings.
 """
@@ -124,6 +125,7 @@ class DecisionTransformer(Learner):
     columns: ClassVar[tuple[str, ...]] = ("action", "step", "use_s", "reward", "dropped", "propensity")
     vectors: ClassVar[tuple[str, ...]] = (DAY_RTG, DAY_STEP, DAY_PAST)
     day_value_s: Tensor
+    session_value_s: Tensor
     class_weight: Tensor
 
     def __init__(
@@ -153,10 +155,13 @@ class DecisionTransformer(Learner):
         )
         self.head = nn.Linear(width, len(pages))
         foretells = config.reward == "hrm" and config.risk_weight > 0
-        self.risk = nn.Linear(width, len(pages)) if foretells else None
+        hidden = config.state_hidden or (width,)
+        self.risk = MLP(self.fields.out_features, hidden, len(pages)) if foretells else None
         self.cache_width = self.transformer.cache_width
         ratio = stats.reward_ratio if config.reward == "hrm" else 1.0
         self.reward_ratio = ratio
+        mean_session_s = stats.mean_use_s * ratio
+        self.register_buffer("session_value_s", torch.tensor(mean_session_s, dtype=torch.float32))
         self.register_buffer("day_value_s", torch.tensor(stats.mean_day_use_s * ratio, dtype=torch.float32))
         self.register_buffer("class_weight", class_weights(stats, config.weight_clip))
 
@@ -245,18 +250,22 @@ class DecisionTransformer(Learner):
         loss = entropy.mean() if weight is None else (weight * entropy).mean()
         terms = {"cross_entropy": entropy.detach().mean()}
         if self.risk is not None:
-            risk = risk_loss(self.risk(read_SD), batch).mean()
+            risk = risk_loss(self.risks(batch), batch).mean()
             loss, terms["risk"] = loss + self.config.risk_weight * risk, risk.detach()
         return {"loss": loss, **terms}
 
     def scores(self, batch: Batch) -> Tensor:
         """(S, K) chances of the pages (eq. 29); with a day's `vectors` (S, 2 K), behind them the chances to stay on the pages."""
-        read_SD = self.read(batch)
-        chance = self.head(read_SD).softmax(1)
+        chance = self.logits(batch).softmax(1)
         if f"vec.{DAY_RTG}" not in batch:
             return chance
-        stay = torch.ones_like(chance) if self.risk is None else (-self.risk(read_SD)).sigmoid()
+        stay = torch.ones_like(chance) if self.risk is None else (-self.risks(batch)).sigmoid()
         return torch.cat([chance, stay], dim=1)
+
+    def risks(self, batch: Batch) -> Tensor:
+        """(S, K) log odds of a drop-off on each page, from the features of the entry; not defined without `risk_weight`."""
+        assert self.risk is not None
+        return self.risk(self.fields(batch["dense"], batch["cat"]))
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
         """(S,) each: loss, cross entropy without weights, agreement with the logged page, entropy of the scores, and the loss of
@@ -273,7 +282,7 @@ class DecisionTransformer(Learner):
             "entropy": -(log_p.exp() * log_p).sum(1),
         }
         if self.risk is not None:
-            found["risk"] = risk_loss(self.risk(read_SD), batch)
+            found["risk"] = risk_loss(self.risks(batch), batch)
             found["loss"] = found["loss"] + self.config.risk_weight * found["risk"]
         return found
 

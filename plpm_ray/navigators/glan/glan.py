@@ -23,8 +23,9 @@ else; docs/glan_results.md has what each came to.
 Settled on purpose where the paper is open:
 - R_1 is in seconds of use, the rewards are not: they are discounted by the risk of a drop-off. R_1 is therefore multiplied by
   the reward per second of use in the training window (`TableStats.reward_ratio`), and by `rtg_multiplier`.
-- R_t may fall below zero, which no day of the logs does. The transformer is asked with no less than `rtg_floor` mean days; what
-  is subtracted from, and shown, is R_t itself.
+- R_t may fall below zero, which no day of the logs does: who enters is about to have a session. The transformer is asked with
+  no less than `rtg_floor` mean sessions, for near zero the logs know only sessions that are over at once; what is subtracted
+  from, and shown, is R_t itself.
 - `mean7` is the mean of the active days among the last seven, and the mean of all users where there was none; the mean over all
   seven days would promise too little to everybody who skips a day.
 
@@ -75,8 +76,8 @@ class GLANConfig(HeuristicConfig):
         description="how much the foretold risk of a drop-off counts: a page's chance is multiplied by (1 - risk) to this "
         "power; 0: the transformer's chances alone, as in the paper",
     )
-    rtg_floor: Annotated[float, Tunable(0.0, 0.5)] = Field(
-        0.0, ge=0, description="the transformer is never asked with a lower R, in mean days"
+    rtg_floor: Annotated[float, Tunable(0.0, 2.0)] = Field(
+        1.0, ge=0, description="R never falls below it, in mean sessions"
     )
 
 
@@ -213,4 +214,4 @@ class GLAN(Heuristic):
 
     def _asked(self, rtg: np.ndarray) -> np.ndarray:
         """(B,) float32 R_t as the transformer is asked with it."""
-        return np.maximum(rtg, np.float32(self.config.rtg_floor * self._mean_day))
+        return np.maximum(rtg, np.float32(self.config.rtg_floor * float(self.dt.session_value_s)))

@@ -118,20 +118,22 @@ def test_eq_29_30_step_by_step_equal_the_transformer_on_whole_days(reward, rtg):
     wanted = returns(first * np.float32(1.5 * ratio), worth)
     np.testing.assert_allclose(told, wanted, rtol=1e-5, atol=1e-2)
     assert wanted.min() < 0 < wanted.max()
-    expected = whole_days(navigator, entry, outcome["action"], np.maximum(wanted, 0))
+    expected = whole_days(
+        navigator, entry, outcome["action"], np.maximum(wanted, float(navigator.dt.session_value_s))
+    )
     np.testing.assert_allclose(scores, expected, rtol=0, atol=2e-5)
     # the past counts: days without one are scored otherwise
     assert np.abs(navigator.explained(entry)[1]["p"] - scores).max() > 1e-3
 
 
 def test_the_floor_bounds_what_is_asked_and_not_what_is_remembered():
-    low, high = glan("duration"), glan("duration", rtg_floor=2.0)
+    low, high = glan("duration", rtg_floor=0.0), glan("duration", rtg_floor=2.0)
     entry, _, outcome = sessions()
     _, rtg, state = lived(low, entry, outcome)
     bounded, same, _ = lived(high, entry, outcome)
     assert np.array_equal(rtg, same) and rtg.min() < 0
-    # R_t in the floored day is asked at no less than two mean days
-    asked = np.maximum(rtg, np.float32(2.0 * float(low.dt.day_value_s)))
+    # R_t in the floored day is asked at no less than two mean sessions
+    asked = np.maximum(rtg, np.float32(2.0 * float(low.dt.session_value_s)))
     assert (asked > rtg).any()
     np.testing.assert_allclose(bounded, whole_days(low, entry, outcome["action"], asked), rtol=0, atol=2e-5)
     assert np.isfinite(lived(glan(rtg_multiplier=1e-3), entry, outcome)[0]).all()
