@@ -63,10 +63,13 @@ class Counted(Local):
         super().__init__(servers)
         self.asked: list[str] = []
         self.widths: list[int] = []
+        self.rows: list[Rows] = []
 
     async def scores(self, role: str, source: PartSource, rows: Rows) -> np.ndarray:
         self.asked.append(role)
-        self.widths += [rows[3]["glan.past"].shape[1]] if role == "dt" else []
+        if role == "dt":
+            self.widths.append(rows[3]["glan.past"].shape[1])
+            self.rows.append(rows)
         return await super().scores(role, source, rows)
 
 
@@ -101,6 +104,24 @@ def test_parts_elsewhere_decide_as_those_inside(elsewhere: tuple[NavigationPolic
     assert set(parts.widths) == {96 * n for n in range(7)}  # what there is of the day, and no more
     # L-RTG is asked until a session of the day is known: in round 0, and in round 7 for user 4
     assert parts.asked == ["lrtg", "dt", *["dt"] * 6, "lrtg", "dt"]
+
+
+def test_days_of_different_length_are_scored_together(elsewhere: tuple[NavigationPolicy, Counted]) -> None:
+    """Requests of one moment are joined; a day with fewer sessions is given empty ones at its end."""
+    policy, parts = elsewhere
+    for n in range(4):
+        policy.decide(pa.table({"user_id": [n], "entry_time": [NOON + n * HOUR]}))
+        policy.observe(pa.concat_tables([day_of(u, [NOON + n * HOUR], first_id=n) for u in range(n, 4)]))
+    assert parts.widths == [0, 96, 192, 288]
+    server = parts.servers["dt"]
+    source = PartSource(policy.bundle.parts["dt"].version, "")
+
+    async def together() -> list[np.ndarray]:
+        return await asyncio.gather(*(server.scores(source, rows) for rows in parts.rows))
+
+    alone = [asyncio.run(server.scores(source, rows)) for rows in parts.rows]
+    for one, other in zip(alone, asyncio.run(together()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=5e-4)
 
 
 def test_a_part_that_fails_leaves_the_decision_to_the_fallback(
