@@ -187,7 +187,7 @@ def input_tensors(
                 "the features hold no days before",
                 hint="compute them with `days=True`, as navigators that read them do",
             )
-        tensors["days"] = torch.from_numpy(features.days)
+        tensors["days"] = torch.from_numpy(np.require(features.days, requirements="W"))
     if "session" in inputs:
         lacking = [key for key in SESSION_KEYS if key not in features.session]
         if lacking:
@@ -196,7 +196,7 @@ def input_tensors(
                 hint="a reward model judges sessions that have ended; it chooses no pages",
             )
         for key in SESSION_KEYS:
-            values = torch.from_numpy(np.ascontiguousarray(features.session[key]))
+            values = torch.from_numpy(np.require(features.session[key], requirements=("C", "W")))
             tensors[key] = values.long() if key in ("action", "switches") else values.float()
     return tensors
 
