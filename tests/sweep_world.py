@@ -8,6 +8,7 @@ from typing import Any
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.ingest import IngestConfig, ingest
 from plpm_ray.data.tables import build_transitions
+from plpm_ray.data.trials import build_trial
 from plpm_ray.tuning.config import SweepConfig
 from tests.world_logs import world_logs
 
@@ -61,11 +62,17 @@ class Toy(Learner):
 '''
 
 
-def build_tables(folder: Path, users: int = 250, days: int = 7) -> Path:
-    """A warehouse of simulated sessions with its transition table."""
-    raw = {"dataset": world_logs(users, days), "output": str(folder), "n_buckets": 2, "backend": "local"}
-    ingest(IngestConfig.model_validate(raw))
+def build_tables(folder: Path, users: int = 250, days: int = 7, **changes: Any) -> Path:
+    """A warehouse of simulated sessions with its transition table, and the trial table where the logs hold a trial."""
+    logs = world_logs(users, days, **changes)
+    ingest(
+        IngestConfig.model_validate(
+            {"dataset": logs, "output": str(folder), "n_buckets": 2, "backend": "local"}
+        )
+    )
     build_transitions(Warehouse.open(folder))
+    if "trial" in changes:
+        build_trial(Warehouse.open(folder))
     return folder
 
 

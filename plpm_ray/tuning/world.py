@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from plpm_ray.core.config import ConfigSource, StrictConfig
 from plpm_ray.core.errors import ConfigError
-from plpm_ray.data.split import SplitConfig
+from plpm_ray.data.split import SplitConfig, UserSplitConfig
 from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.simulation.config import WorldConfig, WorldRef, load_world
 from plpm_ray.training.config import TrainingConfig
@@ -62,6 +62,10 @@ class WorldSweepConfig(SearchConfig):
     split: SplitConfig = Field(
         default_factory=SplitConfig,
         description="which days train the parts; the world judges, so no validation day is read",
+    )
+    user_split: UserSplitConfig = Field(
+        default_factory=UserSplitConfig,
+        description="which users train a part that learns from a trial's users (klan.isp), as `users` of `plpm train`",
     )
     bundle: str = Field(description="composed navigator: bundle folder, run folder, or `runs/<name>`")
     options: dict[str, Any] = Field(

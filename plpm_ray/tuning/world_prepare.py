@@ -12,9 +12,11 @@ from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.registry import lookup
 from plpm_ray.core.stats import TableStats
 from plpm_ray.data.fit import fit_spec
+from plpm_ray.data.fit_trial import fit_trial
+from plpm_ray.data.split import TRAIN
 from plpm_ray.simulation.twins import Twins
 from plpm_ray.simulation.world import World
-from plpm_ray.training.data import REWARD_COLUMNS, Needs, TableSource
+from plpm_ray.training.data import REWARD_COLUMNS, Needs, TableSource, UserPart
 from plpm_ray.training.rewards import reward_sessions, reward_total
 from plpm_ray.tuning.prepare import searched_horizons
 from plpm_ray.tuning.trial import PackedTable, horizon_of
@@ -34,7 +36,9 @@ def prepare_world(subject: Subject) -> tuple[WorldTask, dict[str, Any]]:
     parts: dict[str, PartData] = {}
     if subject.trained:
         fitted = fit_spec(subject.warehouse, subject.train_days)
-        parts = {role: part_data(subject, role, *fitted) for role in subject.trained}
+        for role in subject.trained:
+            of_users = role in subject.of_users
+            parts[role] = user_data(subject, role) if of_users else part_data(subject, role, *fitted)
     world = World(subject.world)
     users = np.array_split(config.first_user + np.arange(config.users), config.groups)
     days = (config.warmup_days, config.aa_days, config.ab_days)
@@ -83,6 +87,16 @@ def part_data(subject: Subject, role: str, spec: FeatureSpec, stats: TableStats)
         tables[horizon_of(config)] = PackedTable.of(source.load())
     judges = role in subject.rewarded.values()
     return PartData(spec, stats, tables, by, total, blocks_of(warehouse, days) if judges else ())
+
+
+def user_data(subject: Subject, role: str) -> PartData:
+    """What a part that learns from a trial's users is trained from: the training users, and an encoder of theirs."""
+    warehouse, split = subject.warehouse, subject.config.user_split
+    spec, stats = fit_trial(warehouse, split)
+    cls, config = lookup("learner", subject.bundle.parts[role].name), subject.configs(role)[0]
+    days, users = tuple(warehouse.trial.days()), UserPart(split, TRAIN)
+    source = TableSource(warehouse.root, days, spec, Needs.of(cls, config), users)
+    return PartData(spec, stats, {horizon_of(config): PackedTable.of(source.load())})
 
 
 def _facts(subject: Subject, value: WorldValue) -> dict[str, Any]:

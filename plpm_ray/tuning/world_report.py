@@ -76,6 +76,8 @@ def best_yaml(subject: Subject, best: TrialRecord) -> str:
         "navigator": {"name": subject.bundle.name, **settings["navigator"]},
         "parts": {role: _part(subject, role, settings) for role in subject.bundle.parts},
     }
+    if subject.of_users:
+        trained["users"] = config.user_split.model_dump(mode="json")
     if config.plugins:
         trained["plugins"] = list(config.plugins)
     last = best.last

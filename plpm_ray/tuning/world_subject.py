@@ -12,6 +12,7 @@ from plpm_ray.core.config import ConfigSource, config_hash, nearest
 from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.fit_trial import need_trial
 from plpm_ray.data.split import split_days
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
 from plpm_ray.policies.base import PolicyConfig
@@ -49,6 +50,13 @@ class Subject:
         """Roles of whose parts something is searched."""
         sections = {dimension.section.partition(".")[0] for dimension in self.space}
         return tuple(role for role in self.bundle.parts if role in sections)
+
+    @property
+    def of_users(self) -> tuple[str, ...]:
+        """Of those, the roles that learn from a trial's users."""
+        return tuple(
+            role for role in self.searched if lookup("learner", self.bundle.parts[role].name).grain == "user"
+        )
 
     @cached_property
     def rewarded(self) -> dict[str, str]:
@@ -93,6 +101,7 @@ class Subject:
                 self.world.model_dump(mode="json"),
                 self.warehouse.info.to_dict(),
                 self.warehouse.transitions.fingerprint(self.train_days),
+                *([self.warehouse.trial.fingerprint()] if self.of_users else []),
             ]
         )
 
@@ -104,6 +113,7 @@ def open_subject(config: WorldSweepConfig, source: ConfigSource | None = None) -
         ConfigError: a reserved seed, an unknown parameter, a range that its config refuses, or a bundle that is not
             composed of parts or was made for another world.
         BundleError, StorageError: there is no bundle, or there are no tables.
+        DataError: a part learns from a trial's users, and the tables hold none.
     """
     source = source or ConfigSource({}, "config", {}, {})
     load_plugins(config.plugins)
@@ -129,11 +139,12 @@ def open_subject(config: WorldSweepConfig, source: ConfigSource | None = None) -
         space = build_space(config.search, models)
         _refuse_length(space)
         check_space(space, models, base)
-    _refuse_users(space, bundle)
     warehouse = Warehouse.open(config.tables)
     split = split_days(warehouse.transitions.days(), config.split)
     subject = Subject(config, world, path, bundle, warehouse, tuple(split.train), space)
     _refuse_unread(subject)
+    if subject.of_users:
+        need_trial(warehouse)
     if subject.searched and warehouse.info.features != bundle.spec.schema:
         raise ConfigError(
             f"{source.where(('tables',))}: {config.tables} holds other pages or columns than {config.bundle} was made for",
@@ -174,18 +185,6 @@ def _refuse_length(space: Space) -> None:
             raise ConfigError(
                 f"search.{dimension.name}: this is how long a part is trained",
                 hint="set training.epochs (or trainings.<role>.epochs), the same for all trials",
-            )
-
-
-def _refuse_users(space: Space, bundle: Bundle) -> None:
-    """Trials train on rows of sessions only."""
-    for dimension in space:
-        part = bundle.parts.get(dimension.section.partition(".")[0])
-        if part is not None and lookup("learner", part.name).grain == "user":
-            raise ConfigError(
-                f"search.{dimension.name}: {part.name!r} learns from the users of a randomised trial, which a sweep in "
-                "the world does not read",
-                hint="search it where uplift is evaluated, and give its bundle here",
             )
 
 

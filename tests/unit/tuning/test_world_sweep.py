@@ -138,6 +138,21 @@ def test_the_best_point_is_a_config_that_makes_the_very_navigator(tables: Path, 
     assert "belongs to the arm" in (result.run_dir / "best.yaml").read_text()
 
 
+def test_a_part_that_learns_from_a_trials_users(tables: Path, klan: Path, tmp_path: Path):
+    trial = {"start_day": 1}
+    of_trial = build_tables(tmp_path / "trial", users=120, days=5, trial=trial)
+    split = {"valid_share": 0.0, "test_share": 0.3}
+    config = world_sweep(of_trial, klan, tmp_path, search={"isp.kl_weight": None}, user_split=split)
+    result = sweep_world(config)
+    assert result.best is not None and result.summary["retrained_parts"] == ["isp"]
+    source = read_config(result.run_dir / "best.yaml")
+    made = load_bundle(train_navigator(validate(configs.TrainRunConfig, source), source).bundle_path).parts
+    wanted = WorldPlace(prepare_world(open_subject(config))[0]).bundle(result.best.params).parts
+    kept = load_bundle(klan).parts
+    assert made["isp"].version == wanted["isp"].version != kept["isp"].version
+    assert made["iit"].version == wanted["iit"].version == kept["iit"].version
+
+
 def test_a_trial_that_breaks_a_constraint_cannot_win(tables: Path, klan: Path, tmp_path: Path):
     budget = world_sweep(tables, klan, tmp_path, constraints={"epef": None, "latency_us": 0.001})
     result = sweep_world(budget)
@@ -180,7 +195,7 @@ def test_a_final_seed_is_refused(tables: Path, klan: Path, tmp_path: Path):
     [
         ({"search": {"iit.alhpa": None}}, r"search\.iit\.alhpa: unknown parameter"),
         ({"search": {"alpha": None}}, r"search\.alpha: unknown parameter"),
-        ({"search": {"isp.kl_weight": None}}, "users of a randomised trial"),
+        ({"search": {"isp.kl_weight": None}}, "needs a randomised trial"),
         ({"search": {"iit.training.epochs": {"low": 1, "high": 3}}}, "how long a part is trained"),
         ({"search": {"policy.epsilon": None}}, "does nothing with kind greedy"),
         ({"options": {"fusoin": "iit"}}, "fusoin"),
