@@ -63,7 +63,8 @@ def test_a_sweep_of_the_fusion_leaves_its_files_and_seeds(tables: Path, klan: Pa
     changes = {"policy": {"kind": "epsilon"}, "seed": 3, "final_seeds": [101, 102]}
     result = sweep_world(world_sweep(tables, klan, tmp_path, search=search, **changes))
     assert result.best is not None and result.best.last is not None and result.n_trials == 2
-    assert result.best.last.gain_low < result.best.last.gain < result.best.last.gain_high
+    low, gain, high = (getattr(result.best.last, name) for name in ("gain_low", "gain", "gain_high"))
+    assert low < gain < high
     summary = read_json(result.run_dir / "summary.json")
     assert summary["seeds"]["world"] == 3 and summary["seeds"]["final"] == [101, 102]
     assert summary["retrained_parts"] == [] and summary["objective"] == "world value"
