@@ -29,8 +29,9 @@ def judge_days(learner: Learner, rows: HeldOut, mean_day_s: float) -> dict[str, 
         mean_day_s: seconds of the mean day of the training window, what the seven-day mean says of users without any.
 
     Returns:
-        "rows", "users"; "model" and "reference" (the seven-day mean), see `_errors`; "mae_gain", by how much the model's
-        mean absolute error is smaller; "constraints", see `_constraints`; and, of a model that says them, "sessions".
+        "rows", "users"; "model", "reference" (the seven-day mean) and "constant" (the mean day of the training window for all),
+        see `_errors`; "mae_gain", by how much the model's mean absolute error is smaller than that of the seven-day mean;
+        "constraints", see `_constraints`; and, of a model that says them, "sessions".
     """
     use_s, said_s = rows.columns["use_s"].astype(np.float64), rows.of("use_s")
     mean_s = seven_day_mean(rows.columns["days"], mean_day_s)
@@ -40,6 +41,7 @@ def judge_days(learner: Learner, rows: HeldOut, mean_day_s: float) -> dict[str, 
         "mean_s": float(use_s.mean()),
         "model": _errors(said_s, use_s, rows),
         "reference": _errors(mean_s, use_s, rows),
+        "constant": _errors(np.full(len(rows), mean_day_s), use_s, rows),
         "mae_gain": asdict(mae_gain(said_s, mean_s, use_s, rows.user)),
         "constraints": _constraints(learner, rows),
     }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from plpm_ray.evaluation.table import laid_out, number
 
 Style = Literal["text", "markdown"]
-REFERENCE = "7-day mean"
+REFERENCE, CONSTANT = "7-day mean", "mean day for all"
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _GROUPS = {"use": "what came", "prediction": "what was foretold", "weekday": "weekday"}
 
@@ -36,7 +36,7 @@ def _days(models: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
     told = {REFERENCE: first["reference"]} | {m["label"]: m["model"] for m in models}
     rows = [["seconds of use of a day", "MAE", "RMSE", "Spearman", "bias", "gain in MAE"]]
     gains = {m["label"]: _mean(m["mae_gain"]) for m in models}
-    for label, errors in told.items():
+    for label, errors in [(CONSTANT, first["constant"]), *told.items()]:
         cells = [_mean(errors[name]) for name in ("mae_s", "rmse_s", "spearman", "bias_s")]
         rows.append([label, *cells, gains.get(label, "-")])
     about = (

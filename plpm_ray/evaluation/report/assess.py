@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plpm_ray.evaluation.assess_text import REFERENCE, WEEKDAYS
+from plpm_ray.evaluation.assess_text import CONSTANT, REFERENCE, WEEKDAYS
 from plpm_ray.evaluation.report import numbers as n
 from plpm_ray.evaluation.report.assess_records import (
     AssessRun,
@@ -94,8 +94,10 @@ def _headline(days: Sequence[DayModel], sessions: Sequence[SessionModel]) -> str
 def _day_sections(models: Sequence[DayModel], names: Names) -> list[Markup]:
     told = [(REFERENCE, models[0].reference)] + [(names.short(m.label), m.model) for m in models]
     rows = []
-    gains = [None, *(m.mae_gain for m in models)]
-    for (name, errors), gain in zip(told, gains, strict=True):
+    constant = models[0].constant
+    listed = [(CONSTANT, constant), *told] if constant is not None else told
+    gains = [*(None for _ in listed[: -len(models)]), *(m.mae_gain for m in models)]
+    for (name, errors), gain in zip(listed, gains, strict=True):
         cells = [_shown(i) for i in (errors.mae_s, errors.rmse_s, errors.spearman, errors.bias_s)]
         rows.append([name, *cells, n.DASH if gain is None else _shown(gain)])
     head = ["model", "MAE, s", "RMSE, s", "Spearman", "bias, s", "gain in MAE, s"]

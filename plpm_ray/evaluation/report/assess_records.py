@@ -63,7 +63,7 @@ class PageErrors(Record):
 
 
 class DayModel(Record):
-    """One model of days, and the seven-day mean on the same days."""
+    """One model of days, the seven-day mean on the same days, and the mean day of the training window for all."""
 
     kind: Literal["day"]
     label: str
@@ -72,6 +72,7 @@ class DayModel(Record):
     users: int
     model: DayErrors
     reference: DayErrors
+    constant: DayErrors | None = None
     mae_gain: Interval
     constraints: dict[str, Constraint] = Field(default_factory=dict)
 
