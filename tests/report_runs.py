@@ -12,6 +12,7 @@ from scipy import stats
 
 from plpm_ray.core.storage import write_json
 from plpm_ray.evaluation.experiment_metrics import metric_catalogue
+from tests.report_assessed import assess_run
 from tests.report_experiments import PAGES, TIDE, ab_run
 
 
@@ -314,5 +315,5 @@ def stream_run(folder: Path) -> Path:
 def every_kind(folder: Path) -> list[Path]:
     """One run folder of each kind."""
     makers = (ab_run, calibration_run, coverage_run, aa_run, uplift_run)
-    makers += (evaluate_run, sweep_run, train_run, stream_run)
+    makers += (evaluate_run, sweep_run, train_run, stream_run, assess_run)
     return [maker(folder / f"{maker.__name__}-0123456789") for maker in makers]

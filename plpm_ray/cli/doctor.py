@@ -211,9 +211,10 @@ def command_of(data: Mapping[str, Any]) -> str | None:
     """The command that a config is meant for, by a key that only it has."""
     told_by = {
         "users_per_batch": "score",
+        "sessions_per_batch": "reward",
         "dataset": "data",
         "policies": "evaluate",
-        "bundles": "uplift",
+        "bundles": "assess" if "split" in data else "uplift",
         "entries": "decide",
         "search": "sweep",
     }
@@ -240,13 +241,14 @@ def validated(command: str, source: ConfigSource) -> Any:
     from plpm_ray.data.ingest import IngestConfig
     from plpm_ray.serving.config import DecideConfig, ServeConfig
     from plpm_ray.serving.score import ScoreConfig
+    from plpm_ray.training.rewards import RewardConfig
     from plpm_ray.training.stream_config import StreamConfig
     from plpm_ray.tuning.config import SweepConfig
 
     models: dict[str, Any] = {"data": IngestConfig, "train": configs.TrainRunConfig, "sweep": SweepConfig}
     models |= {"evaluate": configs.EvaluateConfig, "decide": DecideConfig, "serve": ServeConfig}
-    models |= {"score": ScoreConfig, "uplift": configs.UpliftConfig}
-    models["stream"] = StreamConfig
+    models |= {"score": ScoreConfig, "uplift": configs.UpliftConfig, "assess": configs.AssessConfig}
+    models |= {"stream": StreamConfig, "reward": RewardConfig}
     if command == "sweep" and "world" in source.data:
         return _world_sweep(source)
     if command in _SIMULATION:

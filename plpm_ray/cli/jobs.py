@@ -19,7 +19,7 @@ def main(
     """Runs a `plpm` command as a job.
 
     Args:
-        command: "data", "train", "stream", "evaluate", "sweep", "score", "reward", "simulate logs" or "simulate ab".
+        command: "data", "train", "stream", "evaluate", "assess", "sweep", "score", "reward", "simulate logs" or "simulate ab".
         default: config used when none is named; `navigator=NAME` takes that of the navigator, which lies beside it.
         preset: overrides that stand before those given, such as `backend=ray`.
         argv: arguments without the program; default: those of this process.

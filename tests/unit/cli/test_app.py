@@ -20,6 +20,7 @@ COMMANDS = [
     "stream",
     "sweep",
     "evaluate",
+    "assess",
     "uplift",
     "decide",
     "score",

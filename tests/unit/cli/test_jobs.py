@@ -17,6 +17,7 @@ ENTRY_POINTS = {
     "jobs/build_tables.py": ["data", "jobs/data_kuairand.yaml", "--set", "backend=ray"],
     "jobs/train.py": ["train", "jobs/train.yaml"],
     "jobs/evaluate.py": ["evaluate", "jobs/evaluate.yaml"],
+    "jobs/assess.py": ["assess", "jobs/assess_glan.yaml"],
     "jobs/score_isp.py": ["score", "jobs/score_isp.yaml", "--set", "backend=ray"],
     "jobs/stream_am.py": ["stream", "jobs/stream_am.yaml"],
     "tune/sweep.py": ["sweep", "tune/alpha_beta.yaml"],

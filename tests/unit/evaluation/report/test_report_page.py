@@ -199,8 +199,16 @@ def test_the_order_is_of_interest_and_a_run_counts_once(folders: list[Path], tmp
     path = report.write([*reversed(folders), folders[0]], tmp_path / "out")
     kinds = re.findall(r'class="kind">([^<]+)', path.read_text(encoding="utf-8"))
     assert path == tmp_path / "out" / "report.html"
-    others = ["Uplift", "Off-policy estimators", "Evaluation on logs", "Calibration", "A/A experiments"]
-    assert kinds == ["A/B experiment", *others, "Sweep", "Training", "Stream"]
+    others = ["Uplift", "Off-policy estimators", "Evaluation on logs", "Models that say numbers"]
+    assert kinds == [
+        "A/B experiment",
+        *others,
+        "Calibration",
+        "A/A experiments",
+        "Sweep",
+        "Training",
+        "Stream",
+    ]
     named = report.write([tmp_path.parent / folders[0]], tmp_path / "named.html", title="Spring & summer")
     assert "<title>Spring &amp; summer</title>" in named.read_text(encoding="utf-8")
 
