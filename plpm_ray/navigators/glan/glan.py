@@ -71,7 +71,7 @@ class GLANConfig(HeuristicConfig):
         1.0, gt=0, description="R_1 is multiplied by it: above 1 asks for better days than are to be expected"
     )
     caution: Annotated[float, Tunable(0.0, 16.0)] = Field(
-        4.0,
+        8.0,
         ge=0,
         description="how much the foretold risk of a drop-off counts: a page's chance is multiplied by (1 - risk) to this "
         "power; 0: the transformer's chances alone, as in the paper",
