@@ -32,7 +32,7 @@ from plpm_ray.simulation.worth import Worths, decision_worths
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.run import train
 
-TRAINING = {"epochs": 8, "batch_size": 4096, "lr": 1e-3, "patience": 2, "num_threads": 1}
+TRAINING = {"epochs": 10, "batch_size": 4096, "lr": 3e-3, "num_threads": 1}
 
 
 @register("dataset", "world_without_views")
