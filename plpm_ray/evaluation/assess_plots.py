@@ -52,6 +52,7 @@ def _bias(models: Sequence[Mapping[str, Any]]) -> bytes:
             )
         axis.axhline(0.0, color=_MUTED, linewidth=1.0)
         axis.set_xticks(range(len(names)), names)
+        axis.set_xlim(-0.5, len(names) - 0.5)
         axis.set_xlabel(title)
         _plain(axis)
     figure.axes[0].set_ylabel("foretold minus came, s")

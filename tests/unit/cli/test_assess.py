@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from plpm_ray.data.fit import fit_spec
 from plpm_ray.data.ingest import IngestConfig, ingest
 from plpm_ray.data.split import SplitConfig, split_days
 from plpm_ray.data.tables import build_transitions
-from plpm_ray.navigators.bundle import find_bundle, load_bundle
+from plpm_ray.navigators.bundle import find_bundle, load_bundle, save_bundle
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.data import Needs, TableSource
 from plpm_ray.training.evaluate import evaluate
@@ -130,6 +131,16 @@ def test_learners_that_say_the_same_are_judged_the_same(warehouse, tmp_path) -> 
     assert (session["tau_s"], session["pages"]) == (10.0, [])
     drop = session["drop_off"]
     assert drop["auc"] == 0.5 and drop["mean_chance"] == pytest.approx(0.25)
+
+
+def test_of_a_navigator_all_parts_that_say_numbers_are_judged(warehouse, tmp_path) -> None:
+    parts = {role: load_bundle(find_bundle(warehouse.root.parent / role)) for role in LEARNERS}
+    whole = replace(parts["lrtg"], kind="navigator", name="glan", config={}, weights={}, parts=parts)
+    save_bundle(whole, warehouse.root.parent / "whole")
+    _, found = judge(warehouse, tmp_path, "whole")
+    assert {m["label"]: m["learner"] for m in found} == {"whole hrm": "glan.hrm", "whole lrtg": "glan.lrtg"}
+    _, (alone,) = judge(warehouse, tmp_path, "lrtg")
+    assert alone["version"] == next(m["version"] for m in found if m["kind"] == "day")
 
 
 def test_a_report_shows_all_of_it(warehouse, tmp_path) -> None:
