@@ -32,7 +32,7 @@ from plpm_ray.core.features import FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import lookup
 from plpm_ray.core.stats import TableStats
-from plpm_ray.navigators.base import encoded_tensors
+from plpm_ray.navigators.inputs import encoded_tensors
 from plpm_ray.navigators.uplift import UpliftLearner
 from plpm_ray.training.comm import Comm
 from plpm_ray.training.config import TrainingConfig

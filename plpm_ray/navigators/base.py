@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from plpm_ray.core.config import StrictConfig, config_hash
-from plpm_ray.core.errors import BundleError, DataError
-from plpm_ray.core.features import HISTORY_DAYS, SESSION_KEYS, Encoded, FeatureSpec, RawFeatures
+from plpm_ray.core.errors import BundleError
+from plpm_ray.core.features import FeatureSpec, RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.stats import TableStats
+from plpm_ray.navigators.inputs import example_inputs, input_tensors
 
 Batch = Mapping[str, Tensor]
 Grain = Literal["transition", "session", "trajectory", "day", "user"]
@@ -138,80 +139,9 @@ class Learner(nn.Module, ABC):
         batch = {name: made[name] for name in cls.columns}
         for prefix in ("", "next.") if cls.grain == "transition" else ("",):
             batch |= {
-                prefix + key: value for key, value in _example_inputs(cls.inputs, spec, k, rows, gen).items()
+                prefix + key: value for key, value in example_inputs(cls.inputs, spec, k, rows, gen).items()
             }
         return batch
-
-
-def _example_inputs(
-    inputs: tuple[str, ...], spec: FeatureSpec, k: int, rows: int, gen: torch.Generator
-) -> dict[str, Tensor]:
-    made: dict[str, Tensor] = {}
-    if "dense" in inputs:
-        made["dense"] = torch.randn(rows, spec.n_dense, generator=gen)
-    for key, sizes in (("cat", spec.cat_sizes), ("bins", spec.bin_sizes)):
-        if key in inputs:
-            codes = [torch.randint(size, (rows, 1), generator=gen) for size in sizes]
-            made[key] = torch.cat(codes, dim=1) if codes else torch.empty(rows, 0, dtype=torch.int64)
-    if "sequences" in inputs and spec.schema.history:
-        made["seq.recent_landing"] = torch.randint(k + 1, (rows, 8), generator=gen).float()
-        made["seq.recent_use_s"] = torch.randn(rows, 8, generator=gen)
-    if "days" in inputs:
-        sessions = torch.randint(0, 6, (rows, HISTORY_DAYS), generator=gen).float()
-        made["days"] = torch.stack(
-            [sessions * 300 * torch.rand(rows, HISTORY_DAYS, generator=gen), sessions], dim=2
-        )
-    if "session" in inputs:
-        visits = torch.randint(0, 3, (rows, k), generator=gen).float()
-        made["page_visits"] = visits
-        made["page_views"] = visits * torch.randint(0, 9, (rows, k), generator=gen)
-        made["switches"] = visits.sum(1).long()
-        made["action"] = torch.randint(k, (rows,), generator=gen)
-    return made
-
-
-def input_tensors(
-    features: RawFeatures, spec: FeatureSpec, inputs: tuple[str, ...], prefix: str = ""
-) -> dict[str, Tensor]:
-    """The tensors of a learner's `inputs` from raw features.
-
-    Raises:
-        DataError: the features lack the days before, or what came of the session.
-    """
-    tensors = encoded_tensors(
-        spec.encode(features, bins="bins" in inputs, sequences="sequences" in inputs), prefix
-    )
-    if "days" in inputs:
-        if features.days is None:
-            raise DataError(
-                "the features hold no days before",
-                hint="compute them with `days=True`, as navigators that read them do",
-            )
-        tensors["days"] = torch.from_numpy(np.require(features.days, requirements="W"))
-    if "session" in inputs:
-        lacking = [key for key in SESSION_KEYS if key not in features.session]
-        if lacking:
-            raise DataError(
-                f"the features do not say what came of the session: {lacking[0]!r} is missing",
-                hint="a reward model judges sessions that have ended; it chooses no pages",
-            )
-        for key in SESSION_KEYS:
-            values = torch.from_numpy(np.require(features.session[key], requirements=("C", "W")))
-            tensors[key] = values.long() if key in ("action", "switches") else values.float()
-    return tensors
-
-
-def encoded_tensors(encoded: Encoded, prefix: str = "") -> dict[str, Tensor]:
-    """Encoder output as the tensors that learners read (categorical codes as int64)."""
-    tensors = {
-        f"{prefix}dense": torch.from_numpy(encoded.dense),
-        f"{prefix}cat": torch.from_numpy(encoded.cat).long(),
-    }
-    if encoded.bins is not None:
-        tensors[f"{prefix}bins"] = torch.from_numpy(encoded.bins).long()
-    for name, values in (encoded.sequences or {}).items():
-        tensors[f"{prefix}seq.{name}"] = torch.from_numpy(values)
-    return tensors
 
 
 class Navigator(ABC):

@@ -17,7 +17,8 @@ from torch import Tensor
 from plpm_ray.core.errors import ConfigError, PlpmError
 from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
-from plpm_ray.navigators.base import Batch, Learner, encoded_tensors
+from plpm_ray.navigators.base import Batch, Learner
+from plpm_ray.navigators.inputs import encoded_tensors
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.device import make_optimiser, take_step
 from plpm_ray.training.prequential import Prequential

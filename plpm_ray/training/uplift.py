@@ -14,7 +14,8 @@ from plpm_ray.core.features import FeatureSpec, RawFeatures
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import lookup
 from plpm_ray.data.fit import no_stats
-from plpm_ray.navigators.base import Learner, encoded_tensors
+from plpm_ray.navigators.base import Learner
+from plpm_ray.navigators.inputs import encoded_tensors
 from plpm_ray.navigators.uplift import UpliftLearner
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.device import pick_device

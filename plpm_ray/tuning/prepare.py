@@ -19,7 +19,7 @@ from plpm_ray.data.fit import fit_spec
 from plpm_ray.data.split import Split, split_days
 from plpm_ray.evaluation.held_out import Decisions, held_out_log, read_decisions
 from plpm_ray.evaluation.objective import PolicyValue
-from plpm_ray.navigators.base import encoded_tensors
+from plpm_ray.navigators.inputs import encoded_tensors
 from plpm_ray.policies.base import Policy
 from plpm_ray.training.data import Needs, TableSource
 from plpm_ray.tuning.config import SweepConfig

@@ -11,9 +11,9 @@ import torch
 from plpm_ray.core.errors import BundleError
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.registry import lookup
-from plpm_ray.navigators.base import input_tensors
 from plpm_ray.navigators.bundle import Bundle
 from plpm_ray.navigators.glan.glan import GLAN
+from plpm_ray.navigators.inputs import input_tensors
 from tests.training_tables import fitted, pages, raw_features, with_session
 
 K, CONTEXT = 3, 6
