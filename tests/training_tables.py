@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from plpm_ray.core.feature_columns import packed
 from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.features import HISTORY_DAYS, FeatureSchema, FeatureSpec, RawFeatures
 from plpm_ray.core.hashing import bucket_of, user_hash
@@ -140,7 +141,4 @@ def _visited(landing: np.ndarray, use_s: np.ndarray, k: int, rng: np.random.Gene
     dwell = share * use_s[:, None]
     views = np.rint(dwell / 12)
     found = {"page_dwell_s": dwell, "page_views": views, "page_visits": visits}
-    return {
-        name: pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).reshape(-1)), k)
-        for name, values in found.items()
-    }
+    return {name: packed(values) for name, values in found.items()}

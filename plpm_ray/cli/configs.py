@@ -91,7 +91,19 @@ class TrainRunConfig(StrictConfig):
         return self
 
 
-class EvaluateConfig(StrictConfig):
+class HeldOutConfig(StrictConfig):
+    """What judging on held-out days needs to know, whatever is judged."""
+
+    run_root: str = Field(default="runs", description="folder that holds the run folders")
+    tables: str = Field(description="warehouse folder made by `plpm data`")
+    split: SplitConfig = Field(default=SplitConfig(), description="the same split as training")
+    part: Literal["valid", "test"] = Field(default="test", description="which held-out days to judge on")
+    plugins: tuple[str, ...] = Field(
+        default=(), description="files or modules that register learners of your own"
+    )
+
+
+class EvaluateConfig(HeldOutConfig):
     """`plpm evaluate`: policies on held-out days, in one table."""
 
     name: str = Field(
@@ -99,16 +111,9 @@ class EvaluateConfig(StrictConfig):
         min_length=1,
         description="run name; the run folder adds a hash of config and data",
     )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
-    tables: str = Field(description="warehouse folder made by `plpm data`")
-    split: SplitConfig = Field(default=SplitConfig(), description="the same split as training")
-    part: Literal["valid", "test"] = Field(default="test", description="which held-out days to judge on")
     policies: tuple[PolicyEntry, ...] = Field(min_length=1, description="what to judge")
     judge: JudgeConfig = Field(
         default=JudgeConfig(), description="estimators, models of behaviour and reward, refusals"
-    )
-    plugins: tuple[str, ...] = Field(
-        default=(), description="files or modules that register learners of your own"
     )
 
 
@@ -168,7 +173,7 @@ class AssessedBundle(StrictConfig):
     )
 
 
-class AssessConfig(StrictConfig):
+class AssessConfig(HeldOutConfig):
     """`plpm assess`: models that say numbers, on held-out days."""
 
     name: str = Field(
@@ -176,11 +181,4 @@ class AssessConfig(StrictConfig):
         min_length=1,
         description="run name; the run folder adds a hash of config and data",
     )
-    run_root: str = Field(default="runs", description="folder that holds the run folders")
-    tables: str = Field(description="warehouse folder made by `plpm data`")
-    split: SplitConfig = Field(default=SplitConfig(), description="the same split as training")
-    part: Literal["valid", "test"] = Field(default="test", description="which held-out days to judge on")
     bundles: tuple[AssessedBundle, ...] = Field(min_length=1, description="what to judge")
-    plugins: tuple[str, ...] = Field(
-        default=(), description="files or modules that register learners of your own"
-    )

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from plpm_ray.core.errors import BundleError, DataError
+from plpm_ray.core.feature_columns import category_column, joined, packed, unpack
 
 RECENT_STEPS = 8
 WINDOW_DAYS = (7, 30)
@@ -165,23 +166,23 @@ class RawFeatures:
     def concat(cls, parts: Sequence[RawFeatures]) -> RawFeatures:
         """The rows of one or more parts, one part after another; all have the schema and the vectors of the first."""
         cats, sequences, vectors, session = (
-            {name: _joined([getattr(part, kind)[name] for part in parts]) for name in getattr(parts[0], kind)}
+            {name: joined([getattr(part, kind)[name] for part in parts]) for name in getattr(parts[0], kind)}
             for kind in ("categorical", "sequences", "vectors", "session")
         )
         numeric = np.concatenate([part.numeric for part in parts])
         days = [part.days for part in parts if part.days is not None]
-        joined = np.concatenate(days) if days else None
-        return cls(parts[0].schema, numeric, cats, sequences, vectors, joined, session)
+        all_days = np.concatenate(days) if days else None
+        return cls(parts[0].schema, numeric, cats, sequences, vectors, all_days, session)
 
     def to_columns(self) -> dict[str, pa.Array]:
         """Arrow columns for storage: `x_numeric` (FixedSizeList<float>), `cat:<name>`, `seq:<name>`, and `x_days` if there."""
-        columns: dict[str, pa.Array] = {"x_numeric": _packed(self.numeric)}
+        columns: dict[str, pa.Array] = {"x_numeric": packed(self.numeric)}
         for name, values in self.categorical.items():
-            columns[f"cat:{name}"] = _category_column(values)
+            columns[f"cat:{name}"] = category_column(values)
         for name, values in self.sequences.items():
-            columns[f"seq:{name}"] = _packed(values)
+            columns[f"seq:{name}"] = packed(values)
         if self.days is not None:
-            columns[DAYS_COLUMN] = _packed(self.days.reshape(len(self), -1))
+            columns[DAYS_COLUMN] = packed(self.days.reshape(len(self), -1))
         return columns
 
     @classmethod
@@ -213,33 +214,6 @@ class RawFeatures:
         if DAYS_COLUMN in table.column_names:
             found.days = unpack(table[DAYS_COLUMN]).reshape(len(numeric), HISTORY_DAYS, 2)
         return found
-
-
-def _packed(values: np.ndarray) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def unpack(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """FixedSizeList<float> column -> (B, width) float32, without a copy when it is one chunk."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
-
-
-def _joined(columns: Sequence[Any]) -> Any:
-    if any(isinstance(column, pa.Array) for column in columns):
-        return pa.concat_arrays([_category_column(column) for column in columns])
-    return np.concatenate(columns)
-
-
-def _category_column(values: np.ndarray | pa.Array) -> pa.Array:
-    if isinstance(values, pa.Array):
-        return values
-    if values.dtype.kind in "iu":
-        return pa.array(values.astype(np.int32))
-    return pa.array(values, type=pa.string())
 
 
 @dataclass

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from plpm_ray.core.config import config_hash
+from plpm_ray.core.feature_columns import packed
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.storage import read_parquet
 from plpm_ray.data.contract import Warehouse
@@ -286,7 +287,6 @@ def _transitions(table: pa.Table, sessions: SessionArrays, begins: np.ndarray, r
     first[begins] = True
     position = np.arange(n)
     step = position - np.maximum.accumulate(np.where(first, position, 0))
-    outcomes = sessions.page_outcomes(k)
     return pa.table(
         {
             "user_id": table["user_id"],
@@ -300,10 +300,7 @@ def _transitions(table: pa.Table, sessions: SessionArrays, begins: np.ndarray, r
             "step": np.minimum(step, np.iinfo(np.int16).max).astype(np.int16),
             "done": np.append(first[1:], n > 0)[:n],
             "propensity": table["propensity"],
-            **{
-                name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), k)
-                for name, values in outcomes.items()
-            },
+            **{name: packed(values) for name, values in sessions.page_outcomes(k).items()},
             **raw.to_columns(),
         }
     )

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from plpm_ray.core.errors import ConfigError, DataError
-from plpm_ray.core.features import DAYS_COLUMN, HISTORY_DAYS, RawFeatures, unpack
+from plpm_ray.core.feature_columns import unpack
+from plpm_ray.core.features import DAYS_COLUMN, HISTORY_DAYS, RawFeatures
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.evaluation.held_out import Decisions, held_out_tables
 from plpm_ray.navigators.base import Navigator

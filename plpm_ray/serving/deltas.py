@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plpm_ray.core.errors import DataError
-from plpm_ray.core.features import unpack
+from plpm_ray.core.feature_columns import unpack
 from plpm_ray.core.storage import read_json, read_parquet
 from plpm_ray.navigators.klan.klan import DELTA
 from plpm_ray.serving.store import StateStore, Users

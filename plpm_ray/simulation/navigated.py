@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from plpm_ray.core.errors import ConfigError
+from plpm_ray.core.features import RawFeatures
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.policies.base import Choice, Policy, PolicyConfig
 from plpm_ray.simulation.online import OnlineFeatures, outcome
@@ -48,6 +49,8 @@ class NavigatorChooser:
         self._online = online
         self._nav = np.zeros((0, 0), dtype=np.float32)
         self._nav_day = np.zeros(0, dtype=np.int64)
+        # of the entries that were decided last: what they were decided from is what they are observed with
+        self._decided: tuple[Entries | None, list[RawFeatures]] = None, []
 
     def _begin(self, simulation: Simulation) -> OnlineFeatures:
         if self._online is None:
@@ -61,6 +64,7 @@ class NavigatorChooser:
     def choose(self, simulation: Simulation, entries: Entries) -> Choice:
         begun = time.process_time()
         online = self._begin(simulation)
+        self._decided = entries if self.navigator.state_size else None, []
         parts = [
             self._choose(online, entries.take(np.arange(at, min(at + _ROWS, len(entries)))))
             for at in range(0, len(entries), _ROWS)
@@ -73,6 +77,8 @@ class NavigatorChooser:
 
     def _choose(self, online: OnlineFeatures, entries: Entries) -> Choice:
         features = online.features(entries, self.navigator.reads_days)
+        if self.navigator.state_size:
+            self._decided[1].append(features)
         scores = self.navigator.scores(features, self._day_state(entries))
         return self.policy.draw(scores, entries.user_hash, entries.entry_ms)
 
@@ -94,6 +100,7 @@ class NavigatorChooser:
                     online, sessions.entries, came, np.arange(at, min(at + _ROWS, len(sessions)))
                 )
             self.cpu_s += time.process_time() - begun
+            self._decided = None, []
         online.observe(sessions)
 
     def _day_goes_on(
@@ -102,6 +109,8 @@ class NavigatorChooser:
         part = entries.take(rows)
         held = self._day_state(part)
         assert held is not None
-        features = online.features(part, self.navigator.reads_days)
+        asked, made = self._decided
+        known = asked is entries
+        features = made[rows[0] // _ROWS] if known else online.features(part, self.navigator.reads_days)
         outcomes = {name: values[rows] for name, values in came.items()}
         self._nav[part.rows] = self.navigator.observe(held, features, outcomes)

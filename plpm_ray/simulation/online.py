@@ -73,11 +73,12 @@ class OnlineFeatures:
 
 def outcome(world: World, sessions: Sessions) -> dict[str, np.ndarray]:
     """What `Navigator.observe` is told of ended sessions."""
+    arrays = sessions.arrays(world)
     return {
         "action": sessions.landing.astype(np.int64),
         "use_s": (sessions.use_ms / 1000).astype(np.float32),
         "landing_dwell_s": (sessions.landing_ms / 1000).astype(np.float32),
         "switches": sessions.count - 1,
-        "views": sessions.video_views(world).sum(axis=0),
-        **sessions.arrays(world).page_outcomes(len(world)),
+        "views": arrays.views,
+        **arrays.page_outcomes(len(world)),
     }

@@ -19,7 +19,8 @@ import torch
 
 from plpm_ray.core.config import nearest
 from plpm_ray.core.errors import ConfigError, DataError
-from plpm_ray.core.features import SESSION_KEYS, FeatureSpec, RawFeatures, unpack
+from plpm_ray.core.feature_columns import unpack
+from plpm_ray.core.features import SESSION_KEYS, FeatureSpec, RawFeatures
 from plpm_ray.core.hashing import user_hash
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import DayTable

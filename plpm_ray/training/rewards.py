@@ -21,7 +21,8 @@ from pydantic import Field
 
 from plpm_ray.core.config import StrictConfig, config_hash
 from plpm_ray.core.errors import BundleError, DataError, PlpmError
-from plpm_ray.core.features import SESSION_KEYS, RawFeatures, unpack
+from plpm_ray.core.feature_columns import unpack
+from plpm_ray.core.features import SESSION_KEYS, RawFeatures
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.storage import exclusive_folder, read_parquet
 from plpm_ray.data.contract import Warehouse

@@ -26,6 +26,7 @@ from plpm_ray.data.ray_exec import Backend
 from plpm_ray.data.split import UserSplitConfig
 from plpm_ray.navigators.base import LearnerConfig
 from plpm_ray.navigators.bundle import save_bundle
+from plpm_ray.training.callbacks import Callback, Record
 from plpm_ray.training.checkpoint import CheckpointFolder
 from plpm_ray.training.comm import Comm, together
 from plpm_ray.training.config import TrainingConfig
@@ -33,7 +34,7 @@ from plpm_ray.training.constraints import write_constraints
 from plpm_ray.training.data import Part, PartReader
 from plpm_ray.training.device import pick_device
 from plpm_ray.training.job import TrainJob, make_job, resolve_config
-from plpm_ray.training.loop import Callback, Loop, Record, fit_learner
+from plpm_ray.training.loop import Loop, fit_learner
 from plpm_ray.training.rewards import REWARD, reward_sessions, reward_total
 from plpm_ray.training.stream import LocalReader, StreamTable
 from plpm_ray.training.table import BatchSource, TensorTable, assemble

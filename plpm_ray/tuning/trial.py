@@ -23,10 +23,11 @@ from plpm_ray.evaluation.estimators import Estimate
 from plpm_ray.evaluation.objective import PolicyValue
 from plpm_ray.navigators.base import Learner
 from plpm_ray.policies.base import Policy, PolicyConfig
+from plpm_ray.training.callbacks import Callback, Record
 from plpm_ray.training.comm import Comm
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.job import build_learner
-from plpm_ray.training.loop import Callback, Loop, Record, pick_device
+from plpm_ray.training.loop import Loop, pick_device
 from plpm_ray.training.table import TensorTable
 from plpm_ray.tuning.ledger import EpochReport
 from plpm_ray.tuning.local import StartTrial

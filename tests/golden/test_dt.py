@@ -41,6 +41,13 @@ def days(lengths: list[int], seed: int = 1) -> dict[str, Tensor]:
     return batch
 
 
+def appended(learner: DecisionTransformer, *given: Tensor) -> Tensor:
+    """The cache (the last argument) with sessions that have ended; the arguments are those of `kept`."""
+    *_, step, cache = given
+    slot = (step % learner.config.context)[:, None, None].expand(-1, 1, learner.cache_width)
+    return cache.scatter(1, slot, learner.kept(*given).unsqueeze(1))
+
+
 def changed(batch: dict[str, Tensor], name: str, row: int) -> dict[str, Tensor]:
     value = batch[name].clone()
     value[row] = (value[row] + 1) % K if name == "action" else value[row] + 900.0
@@ -159,7 +166,7 @@ def lived(learner: DecisionTransformer, batch: dict[str, Tensor], lengths: list[
         at = first[users] + done[users]
         rtg, dense, cat, action, step = (batch[n][at] for n in ("rtg", "dense", "cat", "action", "step"))
         found[at] = learner.decide(rtg, dense, cat, step, cache[users])
-        cache[users] = learner.append(rtg, dense, cat, action, step, cache[users])
+        cache[users] = appended(learner, rtg, dense, cat, action, step, cache[users])
         done[users] += 1
     return found
 
@@ -193,7 +200,7 @@ def test_append_leaves_the_cache_it_was_given():
     learner, batch = make(context=2).eval(), days([1])
     cache = torch.ones(1, 2, learner.cache_width, dtype=torch.float16)
     row = [batch[n] for n in ("rtg", "dense", "cat", "action")]
-    new = learner.append(*row, torch.tensor([3]), cache)
+    new = appended(learner, *row, torch.tensor([3]), cache)
     assert (cache == 1).all() and (new[0, 0] == 1).all()
     assert torch.equal(new[0, 1], learner.kept(*row, torch.tensor([3]), cache)[0])
 

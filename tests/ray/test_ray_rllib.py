@@ -127,7 +127,8 @@ def test_environment_runners_of_their_own(tables, tmp_path):
 
 
 def test_logged_columns_are_the_transitions(tables, tmp_path):
-    from plpm_ray.core.features import RawFeatures, unpack
+    from plpm_ray.core.feature_columns import unpack
+    from plpm_ray.core.features import RawFeatures
     from plpm_ray.simulation.encoding import ObservationEncoder
     from plpm_ray.simulation.ray_rllib_offline import write_columns
 

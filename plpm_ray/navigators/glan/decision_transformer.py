@@ -113,7 +113,7 @@ class DecisionTransformer(Learner):
     """Eq. 29: cross entropy of the logged pages given the state, the return to go, and the day so far.
 
     A batch holds whole local days one after the other. Where a day is lived through, a session costs the work of its own
-    tokens only: `decide` reads the cache, and `append` adds the session to it when it has ended.
+    tokens only: `decide` reads the cache, and `kept` says what a session adds to it when it has ended.
 
     Attributes:
         cache_width: W; the cache of B users is a float16 tensor (B, context, W) of zeros where nothing has happened yet.
@@ -295,7 +295,8 @@ class DecisionTransformer(Learner):
             rtg_B: float32 seconds that the day is to bring from here on.
             dense_BN, cat_BF: features of the entry.
             step_B: int64, sessions of the day before this one.
-            cache_BCW: float16, as `append` left it; C may be less than `context` if no day is longer than C.
+            cache_BCW: float16, the sessions of the day as `kept` gave them, the n-th in slot n % `context`; C may be less than
+                that if no day is longer than C.
         """
         return self.head(self._deciding(rtg_B, dense_BN, cat_BF, step_B, cache_BCW))
 
@@ -317,20 +318,6 @@ class DecisionTransformer(Learner):
         """(B, W) float16, what the cache holds of sessions that have ended; it belongs in slot `step % context`."""
         x_B3D = self.tokens(rtg_B, dense_BN, cat_BF, step_B, action_B)
         return self.transformer.entry(x_B3D, cache_BCW, step_B)
-
-    def append(
-        self,
-        rtg_B: Tensor,
-        dense_BN: Tensor,
-        cat_BF: Tensor,
-        action_B: Tensor,
-        step_B: Tensor,
-        cache_BCW: Tensor,
-    ) -> Tensor:
-        """A new (B, C, W) cache with sessions that have ended: `decide`'s arguments, and the (B,) pages that were shown."""
-        kept_BW = self.kept(rtg_B, dense_BN, cat_BF, action_B, step_B, cache_BCW)
-        slot = (step_B % self.config.context)[:, None, None].expand(-1, 1, self.cache_width)
-        return cache_BCW.scatter(1, slot, kept_BW.unsqueeze(1))
 
 
 def risk_loss(risk_SK: Tensor, batch: Batch) -> Tensor:

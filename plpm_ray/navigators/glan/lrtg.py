@@ -34,13 +34,12 @@ from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import register
 from plpm_ray.core.stats import TableStats
 from plpm_ray.navigators.base import Batch, Grain, Learner, LearnerConfig
+from plpm_ray.navigators.uplift import UNIT_LOGIT
 from plpm_ray.nn import BranchMLP, DualVariables, FieldInputs, MMoE
 from plpm_ray.nn.transformer import TransformerEncoder
 
 DISTANCE_ENDS = (1, 2, 3, 5, 7, 14, 21, HISTORY_DAYS)
 """Last day of each bin of distances: 1, 2, 3, 4-5, 6-7, 8-14, 15-21, 22-30 days ago."""
-# softplus of it is 1: an untrained model predicts the mean day for everyone
-_UNIT_LOGIT = 0.5413
 
 
 class LRTGConfig(LearnerConfig):
@@ -213,7 +212,7 @@ class LRTG(Learner):
         user = context + width
         self.mmoe = MMoE(user, config.expert_hidden, config.expert_width, config.experts, 2, user + width)
         self.towers = BranchMLP(2, config.expert_width, config.tower_hidden, 1)
-        nn.init.constant_(self.towers.layers[-1].bias, _UNIT_LOGIT)  # type: ignore[arg-type]
+        nn.init.constant_(self.towers.layers[-1].bias, UNIT_LOGIT)  # type: ignore[arg-type]
         bounds = (
             config.epsilon_se * (stats.day_sessions_variance / unit_sessions**2 or 1.0),
             config.epsilon_rel * (stats.day_use_variance / unit_s**2 or 1.0),

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pytest
 
 from plpm_ray.core.errors import DataError, StorageError
-from plpm_ray.core.features import RawFeatures, unpack
+from plpm_ray.core.feature_columns import unpack
+from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.storage import write_parquet

@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from plpm_ray.navigators.glan.lrtg import LRTG, LRTGConfig
 from plpm_ray.nn import DualVariables
+from plpm_ray.training.callbacks import Callback, Record
 from plpm_ray.training.comm import Comm, ProcessGroup
 from plpm_ray.training.config import TrainingConfig
-from plpm_ray.training.loop import Callback, Loop, Record, fit_learner
+from plpm_ray.training.loop import Loop, fit_learner
 from plpm_ray.training.table import TensorTable
 from tests.training_tables import fitted, pages
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pytest
 
 from plpm_ray.core.errors import BundleError, ConfigError, DataError, PlpmError
-from plpm_ray.core.features import RawFeatures, unpack
+from plpm_ray.core.feature_columns import unpack
+from plpm_ray.core.features import RawFeatures
 from plpm_ray.core.storage import read_json, read_parquet
 from plpm_ray.data.contract import Warehouse
 from plpm_ray.data.day_table import day_name

@@ -117,3 +117,23 @@ def test_what_asks_about_single_decisions_refuses_a_state_of_the_day(
         judge.play(bundle.navigator())
     with pytest.raises(BundleError, match="lrtg, hrm, dt"):
         GLAN(GLAN.Config(), world.pages, bundle.stats)
+
+
+def test_what_was_decided_from_is_what_is_observed_with(world: World, bundle: Bundle) -> None:
+    """Features are made once for an entry; where others decided, anew, to the same state of the day."""
+    chooser, told = (NavigatorChooser(world, bundle.navigator(), POLICY) for _ in range(2))
+    simulation = Simulation(world, np.arange(USERS))
+    simulation.begin_day()
+    made = 0
+    while (entries := simulation.entries()) is not None:
+        page = chooser.choose(simulation, entries).page
+        online, calls = chooser._begin(simulation), []
+        whole = online.features
+        online.features = lambda *given, whole=whole, calls=calls: calls.append(1) or whole(*given)
+        sessions = simulation.land(page)
+        chooser.observe(simulation, sessions)
+        online.features = whole
+        told.observe(simulation, sessions)
+        assert not calls and np.array_equal(chooser._nav, told._nav)
+        made += len(sessions)
+    assert made > USERS

@@ -9,12 +9,13 @@ import torch
 from plpm_ray.core.errors import ConfigError, DataError, PlpmError
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.navigators.reference.dqn import DQN, DQNConfig
+from plpm_ray.training.callbacks import Callback
 from plpm_ray.training.comm import Comm
 from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.data import Needs, TableSource
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.job import build_learner
-from plpm_ray.training.loop import Callback, Loop, fit_learner
+from plpm_ray.training.loop import Loop, fit_learner
 from plpm_ray.training.table import TensorTable
 from tests.training_tables import make_warehouse
 
