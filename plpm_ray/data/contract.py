@@ -6,18 +6,20 @@ names, aliases or positions of the catalogue (see `plpm_ray.data.validate`). One
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from plpm_ray.core.errors import StorageError
+from plpm_ray.core.errors import DataError, StorageError
 from plpm_ray.core.features import ColumnKind, FeatureSchema
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.storage import read_json, write_json
-from plpm_ray.data.day_table import DayTable
+from plpm_ray.data.day_table import DayTable, day_name
 
 TIMESTAMP = pa.timestamp("ms", tz="UTC")
 DAY_MS = 86_400_000
@@ -142,6 +144,59 @@ def column_type(kind: ColumnKind) -> pa.DataType:
     return pa.float32() if kind == "numeric" else pa.string()
 
 
+class BuiltTable(DayTable):
+    """A table that `plpm_ray.data.tables` makes of the sessions. Rows that an older version made are not read."""
+
+    def checked(self, days: Iterable[int] | None = None) -> BuiltTable:
+        """The table itself, before the given days (all by default) are read.
+
+        Raises:
+            DataError: an older version built some of them.
+        """
+        root = self.root.parent
+        sessions = DayTable(root / "transitions")
+        entries = sessions.entries()
+        wanted = sorted(entries.keys() if days is None else entries.keys() & set(days))
+        for gen, day in {entries[day].gen: day for day in wanted if entries[day].rows}.items():
+            try:
+                lacking = _lacking(sessions.path(day, gen, min(entries[day].rows)))
+            except (pa.ArrowException, OSError):
+                continue  # who reads the file says what is wrong with it
+            if lacking:
+                raise outdated(root, f"its sessions of {day_name(day)} have no column {lacking!r}")
+        if self.root != sessions.root and (unbuilt := sorted(set(wanted) - self.entries().keys())):
+            raise outdated(root, f"it has no {self.root.name} of {day_name(unbuilt[0])}")
+        return self
+
+    def files(self, bucket: int, days: Iterable[int] | None = None) -> list[tuple[int, Path]]:
+        """See `DayTable.files`.
+
+        Raises:
+            DataError: as in `checked`.
+        """
+        days = None if days is None else list(days)
+        self.checked(days)
+        return super().files(bucket, days)
+
+
+def outdated(root: Path, why: str) -> DataError:
+    """The error of readers that find the tables of another version."""
+    return DataError(
+        f"the tables of {root} are not of this version: {why}", hint="build them again: `plpm data`"
+    )
+
+
+_SINCE = ("page_dwell_s", "page_views", "page_visits")
+"""Columns of the sessions' outcomes that the last version before this one did not write."""
+
+
+@lru_cache(maxsize=4096)  # a file of a generation never changes
+def _lacking(path: Path) -> str | None:
+    """A column that sessions of this version have and those of the file do not."""
+    names = pq.read_schema(path).names
+    return next((name for name in _SINCE if name not in names), None)
+
+
 @dataclass(frozen=True)
 class Warehouse:
     """A folder of canonical tables: `manifest.json`, `sessions/`, `transitions/`, `user_days/`, `users/`, `quarantine/`,
@@ -192,14 +247,14 @@ class Warehouse:
         return DayTable(self.root / "sessions")
 
     @property
-    def transitions(self) -> DayTable:
-        return DayTable(self.root / "transitions")
+    def transitions(self) -> BuiltTable:
+        return BuiltTable(self.root / "transitions")
 
     @property
-    def user_days(self) -> DayTable:
+    def user_days(self) -> BuiltTable:
         """Active local days of users, one row each: user_id, use_s float32 and sessions int16 of the whole day, and the columns
         of `RawFeatures` as of its first entry, the days before (`x_days`) among them."""
-        return DayTable(self.root / "user_days")
+        return BuiltTable(self.root / "user_days")
 
     def rewards(self, name: str) -> DayTable:
         """Rewards of the sessions by one reward model, row for row those of `transitions`: session_id, reward float32."""

@@ -5,6 +5,11 @@ The n-th entries of many days are asked at once, each with the state that the lo
 logged. Where sessions do not overlap, that is what `plpm decide` finds on the same log; a session that had not ended when the
 next one began counts for that one here, and only later there.
 
+A day of the state does not go back: the entries of a user whose local day does (a traveller, a clock put back over midnight)
+belong to the later day that had begun, here as in serving. In the tables, and so for what is learned from trajectories and for
+estimates per user-day, a session is of its own local day. And only the days that are judged are lived: where a user's days go
+back over the first or the last of them, what lies on the other side is not known here.
+
 Letters: N decisions, E user-days, B rows, K pages.
 """
 
@@ -16,10 +21,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from plpm_ray.core.errors import ConfigError, DataError
+from plpm_ray.core.errors import ConfigError
 from plpm_ray.core.feature_columns import unpack
 from plpm_ray.core.features import DAYS_COLUMN, HISTORY_DAYS, RawFeatures
-from plpm_ray.data.contract import Warehouse
+from plpm_ray.data.contract import Warehouse, outdated
+from plpm_ray.data.features.sessions import time_ms
 from plpm_ray.evaluation.held_out import Decisions, held_out_tables
 from plpm_ray.navigators.base import Navigator
 
@@ -36,12 +42,14 @@ class LoggedDays:
     Attributes:
         outcome: (N, ...) what came of each session, as `Navigator.observe` is told of it.
         days: (E, HISTORY_DAYS, 2) the days before each user-day; see `RawFeatures.days`.
-        day_of: (N,) position of each decision's user-day; those of a user-day are neighbours, and the first comes first.
+        day_of: (N,) position of the user-day on which each decision is lived; no decision may be left for a user-day.
+        order: (N,) the decisions by user-day, those of each in the order of their entries.
     """
 
     outcome: Mapping[str, np.ndarray]
     days: np.ndarray
     day_of: np.ndarray
+    order: np.ndarray
 
 
 def replayed(navigator: Navigator) -> bool:
@@ -58,21 +66,16 @@ def read_logged_days(
         days, held_out, max_rows: of `read_decisions`, and what it gave for them.
 
     Raises:
-        DataError: the tables were built by another version, and lack something.
+        DataError: the tables were built by another version.
     """
-    columns = ["user_id", *_SCALARS, *_BY_PAGE]
-    try:
-        sessions = _read(held_out_tables(warehouse, warehouse.transitions, days, max_rows, columns))
-        firsts = _read(
-            held_out_tables(warehouse, warehouse.user_days, days, max_rows, ["user_id", DAYS_COLUMN])
-        )
-    except (DataError, pa.ArrowInvalid) as error:
-        raise _outdated(warehouse, str(error).splitlines()[0]) from None
+    columns = ["user_id", "entry_time", *_SCALARS, *_BY_PAGE]
+    sessions = _read(held_out_tables(warehouse, warehouse.transitions, days, max_rows, columns))
+    firsts = _read(held_out_tables(warehouse, warehouse.user_days, days, max_rows, ["user_id", DAYS_COLUMN]))
     begins = np.ones(len(held_out), dtype=bool)
     begins[1:] = held_out.episode[1:] != held_out.episode[:-1]
     first_users = sessions["user_id"].filter(pa.array(begins)) if len(sessions) == len(held_out) else None
     if first_users is None or not first_users.equals(firsts["user_id"]):
-        raise _outdated(warehouse, "its days are not those of its sessions")
+        raise outdated(warehouse.root, "its user-days are not those of its sessions")
     views = unpack(sessions["page_views"])
     outcome = {
         "action": held_out.action,
@@ -84,7 +87,18 @@ def read_logged_days(
         "page_visits": unpack(sessions["page_visits"]),
     }
     before = unpack(firsts[DAYS_COLUMN]).reshape(-1, HISTORY_DAYS, 2)
-    return LoggedDays(outcome, before, np.cumsum(begins) - 1)
+    day_of, order = _lived_on(held_out.user, time_ms(sessions["entry_time"]), np.cumsum(begins) - 1)
+    return LoggedDays(outcome, before, day_of, order)
+
+
+def _lived_on(user: np.ndarray, entry_ms: np.ndarray, day_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`LoggedDays.day_of` and `order` of sessions in table order, whose user-days ascend with the days of each user."""
+    by_entry = np.lexsort((entry_ms, user))
+    theirs, of = user[by_entry], day_of[by_entry]
+    rank = np.cumsum(np.append(False, theirs[1:] != theirs[:-1])) * (int(day_of.max(initial=0)) + 1)
+    lived = np.empty_like(day_of)
+    lived[by_entry] = np.maximum.accumulate(of + rank) - rank
+    return lived, np.lexsort((entry_ms, lived))
 
 
 def moments(
@@ -122,9 +136,9 @@ def _lived(
     for at in range(0, len(order), size):
         days = order[at : at + size]
         state = np.zeros((len(days), navigator.state_size), dtype=np.float32)
-        left = len(days)
-        for n in range(int(lengths[days[0]]) if left else 0):
-            rows = starts[days[:left]] + n
+        left = int(np.count_nonzero(lengths[days]))
+        for n in range(int(lengths[days[0]])):
+            rows = logged.order[starts[days[:left]] + n]
             features = _features(navigator, decisions, rows, logged)
             yield rows, features, state[:left]
             # the longest days stand first
@@ -147,10 +161,3 @@ def _features(
 
 def _read(parts: Iterator[tuple[pa.Table, np.ndarray]]) -> pa.Table:
     return pa.concat_tables([part for part, _ in parts]).combine_chunks()
-
-
-def _outdated(warehouse: Warehouse, why: str) -> DataError:
-    return DataError(
-        f"the tables of {warehouse.root} do not say what navigators with a state of the day read: {why}",
-        hint="build them again: `plpm data`",
-    )

@@ -19,6 +19,7 @@ from plpm_ray.evaluation.replay import LoggedDays, moments, read_logged_days, re
 from plpm_ray.evaluation.sequential import PDIS, SequentialDR, logged_value
 from plpm_ray.evaluation.table import PolicyResult, format_table
 from plpm_ray.navigators.base import Navigator
+from plpm_ray.navigators.page_scores import page_scorer
 from plpm_ray.policies.base import Policy
 
 ESTIMATORS: Mapping[str, type[Estimator]] = {"snips": SNIPS, "ips": IPS, "dr": DR, "dm": DM}
@@ -34,12 +35,18 @@ class Judged:
         navigator, policy: scores, and how pages are drawn from them.
         gamma: discount of the navigator's values per session within a day; None if it has no values, or they look
             beyond the day.
+
+    Raises:
+        BundleError: the navigator is a model that chooses no pages.
     """
 
     label: str
     navigator: Navigator
     policy: Policy
     gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        page_scorer(self.navigator)
 
 
 @dataclass(frozen=True)

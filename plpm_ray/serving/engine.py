@@ -24,12 +24,13 @@ from plpm_ray.data.features.sessions import EntryArrays, SessionArrays
 from plpm_ray.data.features.state import features
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
+from plpm_ray.navigators.page_scores import page_scorer
 from plpm_ray.policies.base import Policy, PolicyConfig
 from plpm_ray.policies.fallback import FallbackChain
 from plpm_ray.serving.config import StreamConfig
 from plpm_ray.serving.decisions import Decisions, Versions
 from plpm_ray.serving.memory_store import MemoryStore
-from plpm_ray.serving.records import Observation, Observed, day_state, state_layout, tag_of
+from plpm_ray.serving.records import Observation, Observed, day_state, state_day, state_layout, tag_of
 from plpm_ray.serving.store import Outbox, Profiles, StateStore, Stored, Users
 from plpm_ray.serving.tables import Entries, FieldError, read_columns, read_entries, read_sessions, read_users
 
@@ -52,7 +53,7 @@ class NavigationPolicy:
         self.bundle = bundle
         self.pages: PageCatalogue = bundle.pages
         self.schema: FeatureSchema = bundle.spec.schema
-        self.navigator: Navigator = bundle.navigator()
+        self.navigator: Navigator = page_scorer(bundle.navigator())
         cls = lookup("navigator", fallback)
         self.chain = FallbackChain(self.navigator, cls(cls.Config(), bundle.pages, bundle.stats))
         self._policy = Policy(policy)
@@ -124,7 +125,7 @@ class NavigationPolicy:
         raw = features(states, at, self.schema, entries.context, profiles, days=asked)
         raw.vectors = {name: _filled(found) for name, found in (stored or {}).items()}
         size = self.navigator.state_size
-        day = day_state(states, at.local_day, size, self._tag) if size else None
+        day = day_state(states, state_day(states, at, self._tag), size, self._tag) if size else None
         scored = self.chain.scores(raw, known, day)
         choice = self._policy.draw(scored.scores, entries.users.hash, entries.entry_ms)
         return Decisions(
@@ -236,6 +237,7 @@ class NavigationPolicy:
         """Another policy over the same state: what a hot swap flips to. This one stays usable.
 
         Raises:
+            BundleError: the bundle is a model that chooses no pages.
             StateError: the bundle has other pages.
         """
         return NavigationPolicy(
@@ -283,7 +285,7 @@ def load_policy(
         plugins: files or modules that register the bundle's learner, if it is not a built-in one.
 
     Raises:
-        BundleError: the bundle is missing, damaged, or does not fit.
+        BundleError: the bundle is missing, damaged, does not fit, or is a model that chooses no pages.
         ConfigError: unknown fallback.
         StateError: the store is unreachable or holds another layout.
     """

@@ -2,6 +2,9 @@
 
 The record is the online state of `plpm_ray.data.features.state`, with a tag at its end that says whose intra-day state it
 holds: a navigator never reads the numbers that another one left.
+
+The day of that state is the local day of the entry, but like that of the features it never goes back: who enters on an earlier
+local day than the one that has begun (a traveller, a clock put back over midnight) is still in the latter.
 """
 
 from __future__ import annotations
@@ -124,19 +127,23 @@ class Observation:
     def _apply_in_turn(
         self, records: np.ndarray, at: np.ndarray, index: np.ndarray, sessions: SessionArrays
     ) -> None:
-        """The n-th new session of every user at once: the navigator sees the state as it was when the session began.
+        """The n-th new session of every user at once, in the order in which they ended: the navigator sees the state as it was
+        when the session began.
 
-        Where only its state is wanted, that goes for the last local day of each user; on it begins the state anew.
+        Where only its state is wanted, that begins with the first session of each user's last local day, where the state
+        begins anew; what ended before it only goes into the history.
         """
-        if self._rows is None:
-            last = _of_last_day(at, EntryArrays(sessions.entry_ms, sessions.utc_offset_min).local_day)
-            before = np.flatnonzero(~last)
-            observe(records, at[before], sessions.take(before))
-            at, index, sessions = at[last], index[last], sessions.take(np.flatnonzero(last))
         order = np.lexsort((sessions.key, sessions.entry_ms, sessions.exit_ms, at))
-        turn = np.arange(len(order)) - np.searchsorted(at[order], at[order])
+        at, index, sessions = at[order], index[order], sessions.take(order)
+        if self._rows is None:
+            held = np.where(records["nav_tag"][at] == self.tag, records["nav_day"][at], layout.NO_DAY)
+            asked = _asked(at, EntryArrays(sessions.entry_ms, sessions.utc_offset_min).local_day, held)
+            before, after = np.flatnonzero(~asked), np.flatnonzero(asked)
+            observe(records, at[before], sessions.take(before))
+            at, index, sessions = at[after], index[after], sessions.take(after)
+        turn = np.arange(len(at)) - np.searchsorted(at, at)
         for n in range(int(turn.max()) + 1):
-            now = order[turn == n]
+            now = np.flatnonzero(turn == n)
             self._session_begins(records, at[now], index[now], sessions.take(now))
             observe(records, at[now], sessions.take(now))
 
@@ -153,7 +160,7 @@ class Observation:
             self._rows.update(zip(index.tolist(), pack_rows(raw, outcome), strict=True))
         if self.navigator.state_size:
             outcome |= sessions.page_outcomes(len(self.schema.pages))
-            self._day_goes_on(records, at, entries.local_day, raw, outcome)
+            self._day_goes_on(records, at, state_day(records, entries, self.tag, at), raw, outcome)
 
     def _day_goes_on(
         self,
@@ -176,18 +183,48 @@ class Observation:
         records["nav_tag"][at[now]] = self.tag
 
 
+def state_day(
+    records: np.ndarray, entries: EntryArrays, tag: np.uint64, at: np.ndarray | None = None
+) -> np.ndarray:
+    """(B,) int64 day to which entries belong for the navigator with this tag: the local day, or that of the state held where
+    this is later and was reached by sessions that had ended. (So it is not where a session comes late, or the clock of
+    another was ahead.)
+
+    Args:
+        records: (B,) records of the entries' users; or any together with `at`, (B,) positions among them.
+    """
+    at = np.arange(len(records)) if at is None else at
+    day = entries.local_day
+    held = records["nav_day"][at].astype(np.int64)
+    back = np.flatnonzero((held > day) & (records["nav_tag"][at] == tag))
+    if len(back):
+        recent = records["recent"][at[back]]
+        ended = recent[:, :, layout.EXIT] < entries.entry_ms[back, None]
+        reached = np.where(ended, recent[:, :, layout.DAY], layout.NO_DAY).max(axis=1)
+        day[back] = np.maximum(day[back], np.minimum(reached, held[back]))
+    return day
+
+
 def day_state(records: np.ndarray, day: np.ndarray, size: int, tag: np.uint64) -> np.ndarray:
     """(B, size) float32 intra-day state of the navigator with this tag, not to be changed: zeros where the last is of another
-    day or another's."""
+    day (see `state_day`) or another's."""
     return layout.nav_state(records, day, size, records["nav_tag"] == tag)
 
 
-def _of_last_day(at: np.ndarray, day: np.ndarray) -> np.ndarray:
-    """(m,) bool: none of the same user's sessions is of a later day."""
-    users, of = np.unique(at, return_inverse=True)
-    last = np.full(len(users), layout.NO_DAY, dtype=np.int64)
-    np.maximum.at(last, of, day)
-    return day == last[of]
+def _asked(at: np.ndarray, day: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """(m,) bool: sessions that may be of the day that the state is of in the end: from the first one of the user's last local
+    day on, or all of them where the state held is of that day or a later one.
+
+    Args:
+        at: (m,) users, ascending; each one's sessions stand in the order in which they ended.
+        day, held: (m,) local day of the session, and day of the user's state.
+    """
+    first = np.searchsorted(at, at)
+    begins = np.unique(first)
+    last = np.maximum.reduceat(day, begins)
+    user = np.searchsorted(begins, first)
+    opens = np.where((day == last[user]) | (held >= last[user]), np.arange(len(at)), len(at))
+    return np.arange(len(at)) >= np.minimum.reduceat(opens, begins)[user]
 
 
 def _classify(records: np.ndarray, at: np.ndarray, sessions: SessionArrays) -> np.ndarray:

@@ -14,6 +14,7 @@ from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
 from plpm_ray.navigators.base import Navigator
 from plpm_ray.navigators.bundle import Bundle, find_bundle, load_bundle
+from plpm_ray.navigators.page_scores import page_scorer
 from plpm_ray.policies.entry import PolicyEntry
 from plpm_ray.simulation.choosers import Builtin, FixedPage, LoggingPolicy, builtin_chooser
 from plpm_ray.simulation.config import WorldConfig
@@ -51,7 +52,8 @@ def check_arm(
         The version of what chooses.
 
     Raises:
-        ConfigError, BundleError: unknown name or page, bad option, or a bundle that was made for other pages or columns.
+        ConfigError, BundleError: unknown name or page, bad option, a bundle that was made for other pages or columns, or one
+            of a model that chooses no pages.
     """
     world = World(config)
     if arm.page is not None:
@@ -71,6 +73,7 @@ def check_arm(
             f"{[*bundle.spec.schema.context, *bundle.spec.schema.profile]}, not for the world {config.name!r}",
             hint="train it on logs of this world: dataset: {name: world, world: ...}",
         )
+    page_scorer(bundle.navigator())
     return bundle.version
 
 
@@ -97,7 +100,8 @@ def _navigator(world: World, arm: ArmConfig, plugins: tuple[str, ...]) -> Naviga
         cls = lookup("navigator", arm.navigator.name)
         options = validate(cls.Config, ConfigSource({}, "arm", {}, {}), (), arm.navigator.options)
         return cls(options, world.pages, world_stats(world.config))
-    return _bundle(str(find_bundle(str(arm.bundle))), plugins).with_options(arm.options).navigator()
+    bundle = _bundle(str(find_bundle(str(arm.bundle))), plugins).with_options(arm.options)
+    return page_scorer(bundle.navigator())
 
 
 @lru_cache(maxsize=16)

@@ -120,11 +120,16 @@ class TableSource:
 
     @property
     def table(self) -> DayTable:
-        """The table that the learner reads."""
+        """The table that the learner reads.
+
+        Raises:
+            DataError: an older version built its days.
+        """
         warehouse = Warehouse.open(self.root)
         if self.needs.grain == "user":
             return warehouse.trial
-        return warehouse.user_days if self.needs.grain == "day" else warehouse.transitions
+        table = warehouse.user_days if self.needs.grain == "day" else warehouse.transitions
+        return table.checked(self.days)
 
     def parts(self, min_parts: int = 1, max_rows: int | None = None) -> list[Part]:
         """The split's parts in table order: one a bucket, or more where `min_parts` or `max_rows` ask for it.

@@ -26,7 +26,7 @@ from plpm_ray.core.features import SESSION_KEYS, RawFeatures
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.storage import exclusive_folder, read_parquet
 from plpm_ray.data.contract import Warehouse
-from plpm_ray.data.day_table import DayTable, day_name
+from plpm_ray.data.day_table import DayEntry, DayTable, day_name
 from plpm_ray.data.ray_exec import Backend, run_tasks
 from plpm_ray.data.rebuild import rebuild, unfinished
 from plpm_ray.navigators.base import LearnerNavigator, Navigator
@@ -130,7 +130,7 @@ def reward_sessions(
 
     Raises:
         BundleError: no reward model, or one of other pages or columns.
-        DataError: no sessions on those days.
+        DataError: no sessions on those days; an older version built them; or a file is missing, damaged or another one.
         PlpmError: the model gives numbers that are not finite.
         ConfigError: another process is judging the same sessions with the same model.
     """
@@ -145,12 +145,16 @@ def reward_sessions(
     scope = transitions.keys() if days is None else transitions.keys() & set(days)
     if not scope:
         raise DataError(f"{warehouse.root} holds no transitions of those days", hint="run `plpm data`")
+    warehouse.transitions.checked(scope)
     prints = {d: config_hash([_VERSION, model.version, transitions[d].gen], length=16) for d in sorted(scope)}
     with exclusive_folder(table.root):
         table.remove_uncommitted()
-        stale, built = unfinished([table], prints), table.entries()
+        built = table.entries()
+        # rewards of fewer rows than there are were written while files of the transitions lacked
+        short = {d for d in prints if d in built and built[d].rows != transitions[d].rows}
+        stale = sorted({*unfinished([table], prints), *short})
         dropped = sorted(built.keys() - transitions.keys())
-        files = {d: transitions[d].gen for d in stale}
+        files = {d: transitions[d] for d in stale}
         common = _Task(warehouse.root.resolve(), path, model.version, tuple(plugins), 0, "", files, batch)
         rows = rebuild(
             [table],
@@ -176,7 +180,7 @@ class _Task:
     plugins: tuple[str, ...]
     bucket: int
     gen: str
-    days: Mapping[int, str]
+    days: Mapping[int, DayEntry]
     batch: int
 
     def of(self, bucket: int, gen: str) -> _Task:
@@ -184,16 +188,26 @@ class _Task:
 
 
 def _judge_bucket(task: _Task) -> dict[int, tuple[int]]:
-    """Judges the stale days of one bucket; day -> rows."""
+    """Judges the stale days of one bucket; day -> rows.
+
+    Raises:
+        DataError: a file of the transitions is missing or damaged, or does not hold what their manifest says.
+    """
     warehouse = Warehouse.open(task.root)
     navigator = _navigator(task.bundle, task.version, task.plugins)
     says = _says(navigator)
     written: dict[int, tuple[int]] = {}
-    for day, gen in task.days.items():
-        path = warehouse.transitions.path(day, gen, task.bucket)
-        if not path.exists():
+    for day, entry in task.days.items():
+        expected = entry.rows.get(task.bucket, 0)
+        if not expected:
             continue
+        path = warehouse.transitions.path(day, entry.gen, task.bucket)
         sessions = read_parquet(path)
+        if len(sessions) != expected:
+            raise DataError(
+                f"{path} holds {len(sessions)} sessions, the manifest of its table says {expected}",
+                hint="copy the file again, or remove the table's folder and run `plpm data`",
+            )
         said = np.zeros((len(sessions), len(says)), dtype=np.float32)
         raw = with_outcomes(RawFeatures.from_table(warehouse.info.features, sessions), sessions)
         for start in range(0, len(raw), task.batch):

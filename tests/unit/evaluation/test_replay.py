@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from plpm_ray.core.errors import ConfigError, DataError
+from plpm_ray.core.errors import BundleError, ConfigError, DataError
 from plpm_ray.core.hashing import bucket_of, user_hash
 from plpm_ray.core.storage import write_parquet
 from plpm_ray.data.contract import DatasetInfo, Warehouse
@@ -25,7 +25,7 @@ from plpm_ray.policies.base import Policy, PolicyConfig
 from plpm_ray.serving.decide import replay
 from plpm_ray.serving.engine import load_policy
 from plpm_ray.serving.tables import read_entries
-from tests.unit.serving.glan_world import CONTEXT, glan_bundle
+from tests.unit.serving.glan_world import CONTEXT, glan_bundle, glan_part
 from tests.unit.serving.serving_world import (
     PAGES,
     SCHEMA,
@@ -33,6 +33,7 @@ from tests.unit.serving.serving_world import (
     entries_of,
     profiles_table,
     sessions_table,
+    travelling,
 )
 
 BUCKETS = 2
@@ -60,13 +61,17 @@ def put(warehouse: Warehouse, sessions: pa.Table, profiles: pa.Table) -> None:
         write_parquet(warehouse.users_file(bucket), part.cast(warehouse.info.users_schema))
 
 
-@pytest.fixture(scope="module")
-def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+def built(folder: Path, sessions: pa.Table) -> Warehouse:
     info = DatasetInfo("made", PAGES, SCHEMA.context, SCHEMA.profile, n_buckets=BUCKETS)
-    made = Warehouse.create(tmp_path_factory.mktemp("tables"), info)
-    put(made, SESSIONS, profiles_table(users=30))
+    made = Warehouse.create(folder, info)
+    put(made, sessions, profiles_table(users=30))
     build_transitions(made)
     return made
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    return built(tmp_path_factory.mktemp("tables"), SESSIONS)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +81,12 @@ def held_out(warehouse: Warehouse) -> tuple[Decisions, LoggedDays]:
     return decisions, read_logged_days(warehouse, days, decisions)
 
 
-def offline(warehouse: Warehouse, bundle_seed: int = 0, **config: object) -> np.ndarray:
+def offline(warehouse: Warehouse, sessions: pa.Table = SESSIONS, **config: object) -> np.ndarray:
     """(N, K) probabilities as `plpm decide` finds them, in the order of `read_decisions`."""
-    policy = load_policy(glan_bundle(bundle_seed, **config), POLICY, users=profiles_table(users=30))
-    made = replay(policy, read_entries(entries_of(SESSIONS), SCHEMA.context), SESSIONS)
+    policy = load_policy(glan_bundle(**config), POLICY, users=profiles_table(users=30))
+    made = replay(policy, read_entries(entries_of(sessions), SCHEMA.context), sessions)
     assert not made.reason.any()
-    at = {key: row for row, key in enumerate(SESSIONS["session_id"].to_pylist())}
+    at = {key: row for row, key in enumerate(sessions["session_id"].to_pylist())}
     parts = [warehouse.transitions.read(b, columns=["session_id"]) for b in range(BUCKETS)]
     keys = [key for part in parts if part is not None for key in part["session_id"].to_pylist()]
     return made.probabilities[[at[key] for key in keys]]
@@ -104,6 +109,22 @@ def test_replayed_days_are_those_of_plpm_decide(
     later = decisions.step > 0
     assert np.abs(pi - as_firsts)[later].mean() > 0.01
     np.testing.assert_allclose(pi[~later], as_firsts[~later], rtol=0, atol=5e-4)
+
+
+def test_days_that_go_back_are_those_of_plpm_decide(tmp_path: Path) -> None:
+    """A traveller's local day goes back; the state's does not, though the tables keep the sessions by local day."""
+    sessions = travelling(SESSIONS)
+    warehouse = built(tmp_path / "tables", sessions)
+    days = warehouse.sessions.days()
+    decisions = read_decisions(warehouse, days)
+    logged = read_logged_days(warehouse, days, decisions)
+    lengths = np.bincount(logged.day_of, minlength=len(logged.days))
+    assert (lengths == 0).any() and lengths.sum() == len(decisions)
+    judged = Judged("glan", glan_bundle().navigator(), Policy(POLICY))
+    pi, _ = probabilities(judged, decisions, logged)
+    expected = offline(warehouse, sessions)
+    np.testing.assert_allclose(pi, expected, rtol=0, atol=5e-4)
+    assert np.abs(pi - expected).mean() < 1e-5
 
 
 def _with_days(decisions: Decisions, logged: LoggedDays):
@@ -171,3 +192,9 @@ def test_tables_of_an_older_build_are_refused(warehouse: Warehouse, tmp_path: Pa
         (tmp_path / name).symlink_to(warehouse.root / name)
     with pytest.raises(DataError, match="plpm data"):
         read_logged_days(bare, days, decisions)
+
+
+@pytest.mark.parametrize("role", ["lrtg", "hrm"])
+def test_a_model_that_says_numbers_is_not_judged_as_a_policy(role: str) -> None:
+    with pytest.raises(BundleError, match="chooses no pages"):
+        Judged(role, glan_part(role).navigator(), Policy(POLICY))

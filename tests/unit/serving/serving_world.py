@@ -60,6 +60,13 @@ def sessions_table(users: int = 40, per_user: int = 12, seed: int = 0, string_id
     return table.sort_by("entry_time")
 
 
+def travelling(sessions: pa.Table, seed: int = 0) -> pa.Table:
+    """The same sessions, each at a UTC offset of its own: local days go back again and again."""
+    offsets = np.random.default_rng(seed).choice([-720, 0, 480, 540, 840], len(sessions))
+    at = sessions.schema.get_field_index("utc_offset_min")
+    return sessions.set_column(at, "utc_offset_min", pa.array(offsets, pa.int16()))
+
+
 def profiles_table(users: int = 40, seed: int = 1, string_ids: bool = False) -> pa.Table:
     rng = np.random.default_rng(seed)
     ids = [f"user-{u}" for u in range(users)] if string_ids else list(range(users))

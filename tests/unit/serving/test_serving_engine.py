@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from plpm_ray.core.errors import ConfigError, DataError, StateError
+from plpm_ray.core.errors import BundleError, ConfigError, DataError, StateError
 from plpm_ray.core.features import RawFeatures
 from plpm_ray.navigators.base import LearnerNavigator
 from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.serving.engine import NavigationPolicy, load_policy
 from plpm_ray.serving.records import state_layout
 from plpm_ray.serving.store import StateStore
+from tests.unit.serving.glan_world import glan_part
 from tests.unit.serving.serving_world import (
     PAGES,
     SCHEMA,
@@ -229,3 +230,13 @@ def test_repeated_profiles_are_refused() -> None:
     twice = pa.concat_tables([profiles_table(3), profiles_table(3)])
     with pytest.raises(DataError, match="user_id"):
         load_policy(bundle_of(), users=twice)
+
+
+@pytest.mark.parametrize("role", ["lrtg", "hrm"])
+def test_a_model_that_says_numbers_is_no_policy(role: str) -> None:
+    with pytest.raises(BundleError, match="chooses no pages") as refused:
+        load_policy(glan_part(role))
+    assert "plpm assess" in str(refused.value.hint)
+    policy = load_policy(bundle_of())
+    with pytest.raises(BundleError, match="chooses no pages"):
+        policy.with_bundle(glan_part(role))

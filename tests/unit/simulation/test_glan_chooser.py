@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from plpm_ray.core.config import ConfigSource
 from plpm_ray.core.errors import BundleError, ConfigError
 from plpm_ray.core.feature_fitting import fitted_spec
 from plpm_ray.core.registry import lookup
@@ -18,7 +19,7 @@ from plpm_ray.navigators.bundle import Bundle, save_bundle
 from plpm_ray.navigators.glan.glan import GLAN
 from plpm_ray.policies.base import PolicyConfig
 from plpm_ray.serving.engine import load_policy
-from plpm_ray.simulation.arms import world_stats
+from plpm_ray.simulation.arms import ArmConfig, check_arm, make_chooser, world_stats
 from plpm_ray.simulation.choosers import RandomPage
 from plpm_ray.simulation.config import load_world
 from plpm_ray.simulation.coverage_logs import simulate_log
@@ -137,3 +138,12 @@ def test_what_was_decided_from_is_what_is_observed_with(world: World, bundle: Bu
         assert not calls and np.array_equal(chooser._nav, told._nav)
         made += len(sessions)
     assert made > USERS
+
+
+@pytest.mark.parametrize("role", ["lrtg", "hrm"])
+def test_a_part_that_says_numbers_is_no_arm(world: World, bundle: Bundle, tmp_path: Path, role: str) -> None:
+    arm = ArmConfig(bundle=str(save_bundle(bundle.parts[role], tmp_path / role)))
+    with pytest.raises(BundleError, match="chooses no pages"):
+        check_arm(world.config, arm, (), ConfigSource({}, "config", {}, {}), ("arms", 0))
+    with pytest.raises(BundleError, match="chooses no pages"):
+        make_chooser(world, arm)

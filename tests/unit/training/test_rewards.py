@@ -149,3 +149,29 @@ def test_the_transformer_learns_from_them_and_says_where_they_lack(warehouse, tm
     spec = fit_spec(warehouse, DAYS[:3])[0]
     with pytest.raises(DataError, match="does not hold the rewards of these sessions"):
         TableSource(warehouse.root, tuple(DAYS), spec, needs, None, version).load()
+
+
+def test_a_lost_file_is_named_and_its_day_is_judged_once_it_is_back(warehouse, tmp_path):
+    path, table, bucket, day = model(warehouse, tmp_path), warehouse.transitions, 1, DAYS[1]
+    ((_, file),) = table.files(bucket, [day])
+    before = file.read_bytes()
+    file.unlink()
+    with pytest.raises(DataError, match=file.name):
+        reward_sessions(warehouse.root, path)
+    assert not warehouse.rewards(load_bundle(path).version).days()
+    table.write(day, table.entries()[day].gen, bucket, table.read(bucket, [DAYS[2]]).slice(0, 7))
+    with pytest.raises(DataError, match="holds 7 sessions"):
+        reward_sessions(warehouse.root, path)
+    file.write_bytes(before)
+    assert reward_sessions(warehouse.root, path).rows == sum(e.total for e in table.entries().values())
+
+
+def test_a_day_whose_rewards_lack_a_bucket_is_judged_again(warehouse, tmp_path):
+    path = model(warehouse, tmp_path)
+    name = reward_sessions(warehouse.root, path).name
+    kept, whole = warehouse.rewards(name), content(warehouse, name)
+    entry = kept.entries()[DAYS[2]]
+    kept.commit(entry.gen, {DAYS[2]: {b: n for b, n in entry.rows.items() if b}}, {DAYS[2]: entry.inputs})
+    assert content(warehouse, name) != whole
+    assert reward_sessions(warehouse.root, path).recomputed == [DAYS[2]]
+    assert content(warehouse, name) == whole
