@@ -79,6 +79,7 @@ def constraint_rows(run_dir: Path, role: str = "") -> dict[str, str]:
     return {
         f"constraint {role}{name}": f"{verdict[c['holds']]}: {show(c['value'])}, bound {show(c['bound'])}, "
         f"dual variable {show(c['lambda'])}"
+        + (f"; on validation days {verdict[c['holds_valid']]}: {show(c['valid'])}" if "valid" in c else "")
         for name, c in found.items()
     }
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from plpm_ray.core.errors import DataError
+
 MAX_STEP = 64
+LEAST_REWARD = 1e-3
+"""Reward of a second of use, on average, below which a reward model says nothing."""
 
 
 @dataclass
@@ -74,6 +78,20 @@ class TableStats:
 
     def __add__(self, other: TableStats) -> TableStats:
         return TableStats(*(_added(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
+    def judged(self, reward_s: float) -> TableStats:
+        """The same with the total of the rewards that a reward model gives these sessions, seconds.
+
+        Raises:
+            DataError: they are next to nothing against the seconds of use, so that no day differs from another.
+        """
+        if reward_s < LEAST_REWARD * self.use_s:
+            raise DataError(
+                f"{self.sessions:,} sessions of {self.use_s:,.0f} s are worth {reward_s:,.3g} s to the reward model: it takes "
+                "all of them for drop-offs",
+                hint="lower its tau_s, or train it longer; `plpm assess` says how it does",
+            )
+        return replace(self, reward_s=reward_s)
 
     @property
     def mean_use_s(self) -> float:

@@ -109,6 +109,11 @@ class Learner(nn.Module, ABC):
         """Named (B,) values of a held-out batch; the caller averages them over rows."""
         return {}
 
+    def of_means(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Metrics that follow from the means of `metrics` over all held-out rows, and from no row alone; those of the same name
+        are replaced by them."""
+        return {}
+
     @classmethod
     def example_batch(
         cls, seed: int, spec: FeatureSpec, pages: PageCatalogue, rows: int = 32

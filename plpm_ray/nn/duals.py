@@ -62,6 +62,11 @@ class DualVariables(nn.Module):
         """(C,) moving averages of the losses; 0 before the first one."""
         return self.average / self.weight.clamp(min=1e-12)
 
+    def violation(self, losses: Sequence[float]) -> float:
+        """By how much (C,) losses exceed what still holds, `HOLDS_WITHIN` above the bounds, in all."""
+        pairs = zip(losses, self.bound.tolist(), strict=True)
+        return sum(max(0.0, loss - bound * (1 + HOLDS_WITHIN)) for loss, bound in pairs)
+
     def report(self) -> dict[str, dict[str, Any]]:
         """By constraint: "value" (moving average, None before the first loss), "bound", "lambda", and whether it "holds": the
         value is at most `HOLDS_WITHIN` above the bound (None before the first loss)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from plpm_ray.core.storage import atomic_writer, storage_errors
+from plpm_ray.nn.duals import HOLDS_WITHIN
 
 _INK, _MUTED, _ACCENT = "#1f3a5f", "#9aa5b1", "#d1495b"
 
@@ -22,8 +23,13 @@ class Constrained(Protocol):
         ...
 
 
-def write_constraints(learner: object, run_dir: Path) -> dict[str, dict[str, Any]] | None:
+def write_constraints(
+    learner: object, metrics: Mapping[str, float], run_dir: Path
+) -> dict[str, dict[str, Any]] | None:
     """The learner's constraints as they stand, drawn over training in `<run>/constraints.svg`; None if it has none.
+
+    Where the metrics of the validation rows tell ("excess_<name>"), each also has its "valid" value and whether it
+    "holds_valid".
 
     Raises:
         StorageError: the run folder cannot be read or written.
@@ -31,6 +37,10 @@ def write_constraints(learner: object, run_dir: Path) -> dict[str, dict[str, Any
     if not isinstance(learner, Constrained):
         return None
     found = learner.constraints()
+    for name, constraint in found.items():
+        if f"excess_{name}" in metrics:
+            value, bound = metrics[f"excess_{name}"] + constraint["bound"], constraint["bound"]
+            constraint |= {"valid": value, "holds_valid": value <= bound * (1 + HOLDS_WITHIN)}
     with storage_errors(f"reading {run_dir / 'metrics.jsonl'}"):
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     with atomic_writer(run_dir / "constraints.svg") as file:

@@ -14,7 +14,7 @@ EVAL_ROWS = 16_384
 
 @torch.inference_mode()
 def evaluate(learner: Learner, valid: Rows, comm: Comm | None = None) -> dict[str, float]:
-    """Means of `Learner.metrics` over the rows of all processes, and "rows"; a process may hold none of them.
+    """Means of `Learner.metrics` over the rows of all processes, what follows from them, and "rows"; a process may hold none.
 
     Of trajectories the rows are their sessions.
 
@@ -34,4 +34,5 @@ def evaluate(learner: Learner, valid: Rows, comm: Comm | None = None) -> dict[st
     *sums, rows = comm.sum([*(totals.get(name, 0.0) for name in names), valid.values])
     if not rows:
         raise shared(no_rows("the validation days hold"))
-    return {name: total / rows for name, total in zip(names, sums, strict=True)} | {"rows": int(rows)}
+    means = {name: total / rows for name, total in zip(names, sums, strict=True)}
+    return {**means, **learner.of_means(means), "rows": int(rows)}

@@ -96,8 +96,6 @@ class Loop:
         table = rows_of(learner.grain, table) if isinstance(table, Rows) else table
         self.table = table
         self.valid = None if valid is None else rows_of(learner.grain, valid)
-        # trajectories differ in length, so processes take part in a mean over sessions by how many they hold
-        self._uneven = learner.grain == "trajectory" and comm.world > 1
         recorded = [name for name in ("cuda_graph", "torch_compile") if getattr(config, name)]
         if recorded and learner.grain == "trajectory":
             raise ConfigError(
@@ -112,6 +110,10 @@ class Loop:
         largest = comm.max(table.rows)
         if comm.max(int(not table.rows)):
             raise shared(no_rows("a worker has" if largest else "the training days hold"))
+        # all take as many steps, so that a process of few rows draws each of them more often: it counts the less for it
+        self._weight = table.rows * comm.world / comm.sum([table.rows])[0]
+        # and trajectories differ in length, so that in a mean over sessions it counts by how many it holds
+        self._by_length = learner.grain == "trajectory" and comm.world > 1
         self.batch_size = min(max(1, round(config.batch_size / comm.world)), largest)
         self.steps = steps_per_epoch(largest, self.batch_size)
         self.optimiser = make_optimiser(learner, config)
@@ -214,8 +216,8 @@ class Loop:
         """Forward, backward and optimiser; without a word to the CPU, so that it can be recorded."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.config.amp == "bf16" else nullcontext():
             terms = self.model(batch)
-        if self._uneven:
-            share = self._share(len(batch["step"]))
+        share = self._share(len(batch["step"])) if self._by_length else self._weight
+        if self.comm.world > 1:
             terms = {name: term * share for name, term in terms.items()}
         take_step(self.optimiser, terms["loss"], self.config.grad_clip)
         if not self._terms:
@@ -225,8 +227,8 @@ class Loop:
         self._window += self._last
 
     def _share(self, values: int) -> Tensor:
-        """By how much this process counts in the mean over all; 1 where all hold as many values as it does."""
-        own = torch.tensor(float(values), device=self.device)
+        """By how much a batch of so many values counts in the mean over all processes."""
+        own = torch.tensor(values * self._weight, device=self.device)
         return own / self.comm.mean(own)
 
     def _count(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,7 @@ def _judged(
 
     Raises:
         ConfigError: no reward model is named.
+        DataError: it gives next to nothing to all sessions.
     """
     if bundle is None:
         raise ConfigError(
@@ -158,7 +159,7 @@ def _judged(
     wanted = sorted({*days[0], *days[1]})
     name = reward_sessions(warehouse.root, bundle, days=wanted, backend=backend, plugins=plugins).name
     total = reward_total(warehouse, name, days[0], backend=backend)
-    return name, (fitted[0], replace(fitted[1], reward_s=total))
+    return name, (fitted[0], fitted[1].judged(total))
 
 
 def run_job(job: TrainJob, notify: Callable[[str], None]) -> TrainResult:
@@ -327,7 +328,7 @@ def _finish(job: TrainJob, resumed: bool) -> dict[str, Any]:
         "resumed": resumed,
         "data": job.identity["data"],
     }
-    constraints = write_constraints(learner, job.run_dir)
+    constraints = write_constraints(learner, metrics, job.run_dir)
     if constraints is not None:
         summary["constraints"] = constraints
     write_json(job.run_dir / "summary.json", summary)

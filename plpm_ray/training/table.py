@@ -175,8 +175,8 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 def no_rows(who: str) -> DataError:
     """The error of a table from which nothing can be drawn; `who` ends in a verb."""
     return DataError(
-        f"{who} no session with a known successor",
-        hint="with horizon continuing a user needs two sessions; set horizon to day, take more days, or fewer workers",
+        f"{who} nothing to learn from",
+        hint="take more days, or fewer workers; with horizon continuing a user needs two sessions (set horizon to day)",
     )
 
 

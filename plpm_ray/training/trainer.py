@@ -27,6 +27,7 @@ from plpm_ray.training.run import RunCallback, check_state, execute
 from plpm_ray.training.stream import StreamTable
 
 READER_CPUS = 0.25
+_UNEVEN = 1.3  # largest share of the rows against the mean one
 
 
 def run_on_ray(job: TrainJob, notify: Callable[[str], None]) -> bool:
@@ -57,6 +58,12 @@ def _trainer(job: TrainJob, notify: Callable[[str], None]) -> TorchTrainer:
         notify(f"the tables divide into {len(parts)} parts only, so at most {len(parts)} workers train")
         low, high = min(low, len(parts)), len(parts)
     resources, low, high = fit_to_cluster(config, low, high, notify)
+    rows = [sum(part.rows for part in run_of(parts, rank, high)) for rank in range(high)]
+    if max(rows) * high > _UNEVEN * sum(rows):
+        notify(
+            f"{len(parts)} parts are dealt to {high} workers unevenly: steps follow the largest share, {max(rows):,} rows "
+            f"of {sum(rows):,}; tables whose n_buckets is a multiple of the workers would waste none"
+        )
     valid_parts = valid.parts(min_parts=high) if valid is not None else []
     datasets: dict[str, Any] = {} if streams else {"train": materialised(source, parts)}
     if valid is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -147,9 +147,9 @@ class WorldPlace:
         if model is not None:
             assert data.rewarded_by is not None
             judged = self.rewards_of(data.rewarded_by, model, device)
-            table, stats = judged.beside(table), replace(stats, reward_s=judged.total)
+            table, stats = judged.beside(table), stats.judged(judged.total)
         elif self._reads_rewards(role, options):
-            stats = replace(stats, reward_s=data.reward_s)
+            stats = stats if data.reward_s is None else stats.judged(data.reward_s)
         learner = build_learner(cls, config, data.spec, old.pages, stats, training.seed)
         Loop(learner, table, None, training, Comm()).run([])
         self.trained += 1

@@ -14,7 +14,7 @@ from plpm_ray.navigators.glan.hrm import (
     HRM,
     MANY,
     HRMConfig,
-    calibrated_chance,
+    calibrated_odds,
     focal_loss,
     reward,
     session_features,
@@ -171,12 +171,14 @@ def test_focal_loss_and_its_gradient_are_finite_everywhere(logit, gamma):
         loss = focal_loss(x, torch.tensor([label]), gamma)
         loss.sum().backward()
         assert torch.isfinite(loss).all() and torch.isfinite(x.grad).all()
-    assert torch.isfinite(calibrated_chance(torch.tensor([logit]), gamma)).all()
+    assert torch.isfinite(calibrated_odds(torch.tensor([logit]), gamma).sigmoid()).all()
 
 
 def test_eq_28_reward():
-    by_hand = reward(torch.tensor([[10.0, 20.0, 30.0]]), torch.tensor([0.25]))
-    assert by_hand.item() == pytest.approx(45.0)
+    seconds = torch.tensor([[10.0, 20.0, 30.0]])
+    assert reward(seconds, torch.tensor([0.25]).logit()).item() == pytest.approx(45.0)
+    # a chance to stay so small that 1 - chance would be 0
+    assert reward(seconds, torch.tensor([20.0])).item() == pytest.approx(60 * math.exp(-20), rel=1e-5)
     learner, batch = make(calibrated=False), batch_of()
     reference = Reference(learner, batch)
     mean = fitted()[1].mean_use_s
@@ -195,7 +197,7 @@ def test_calibration_gives_the_chance_back_that_the_focal_loss_bent(gamma, chanc
     one, zero = torch.ones_like(logits), torch.zeros_like(logits)
     expected = chance * focal_loss(logits, one, gamma) + (1 - chance) * focal_loss(logits, zero, gamma)
     best = logits[expected.argmin()]
-    assert calibrated_chance(best, gamma).item() == pytest.approx(chance, rel=2e-3)
+    assert calibrated_odds(best, gamma).sigmoid().item() == pytest.approx(chance, rel=2e-3)
     if gamma == 2.0 and chance == 0.003:
         assert best.sigmoid() > 0.1
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from plpm_ray.data.fit import fit_spec
 from plpm_ray.navigators.bundle import load_bundle
@@ -16,28 +14,13 @@ from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.data import Needs, TableSource
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.job import build_learner
-from plpm_ray.training.loop import fit_learner
 from plpm_ray.training.run import TrainResult, train
 from plpm_ray.training.trajectories import TrajectoryTable
+from tests.joined_shards import fit_joined
 from tests.training_tables import make_warehouse
 
 LEARNER = {"reward": "duration", "width": 16, "layers": 1, "state_hidden": [8]}
 TRAINING = {"epochs": 2, "batch_size": 32, "lr": 3e-3, "device": "cpu", "num_threads": 1}
-
-
-class Joined:
-    """Tables whose batches are joined: what several workers see, for one process."""
-
-    def __init__(self, shards: list[TrajectoryTable]) -> None:
-        self.shards = shards
-        self.rows = len(shards) * max(shard.rows for shard in shards)
-
-    def batches(
-        self, epoch: int, seed: int, batch_size: int, steps: int, start: int = 0
-    ) -> Iterator[dict[str, Tensor]]:
-        share = batch_size // len(self.shards)
-        for parts in zip(*(s.batches(epoch, seed, share, steps, start) for s in self.shards), strict=True):
-            yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +43,9 @@ def test_two_workers_take_the_mean_over_all_their_sessions(ray_session, warehous
     needs = Needs.of(DecisionTransformer, DecisionTransformerConfig(reward="duration"))
     source = TableSource(warehouse.root, days[:4], spec, needs)
     parts = source.parts()
-    joined = Joined([TrajectoryTable.of(source.load(share)) for share in (parts[:2], parts[2:])])
+    shards = [TrajectoryTable.of(source.load(share)) for share in (parts[:2], parts[2:])]
     learner = build_learner(DecisionTransformer, LEARNER, spec, warehouse.info.pages, stats, 0)
-    alone = fit_learner(learner, joined, None, TrainingConfig(**TRAINING))
+    alone = fit_joined(learner, shards, TrainingConfig(**TRAINING))
     assert (alone.steps, alone.samples) == (result.steps, result.samples)
     assert result.history[-1]["train/loss"] == pytest.approx(alone.history[-1]["train/loss"], rel=1e-5)
     weights = load_bundle(result.bundle_path).weights

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from plpm_ray.core.errors import ConfigError, DataError, StorageError
 from plpm_ray.core.registry import load_plugins
@@ -19,9 +18,8 @@ from plpm_ray.training.config import TrainingConfig
 from plpm_ray.training.data import Needs, TableSource
 from plpm_ray.training.evaluate import evaluate
 from plpm_ray.training.job import build_learner
-from plpm_ray.training.loop import fit_learner
 from plpm_ray.training.run import TrainResult, train
-from plpm_ray.training.table import TensorTable
+from tests.joined_shards import fit_joined
 from tests.training_tables import make_warehouse
 
 PLUGIN = str(Path(__file__).with_name("killed_learner_plugin.py"))
@@ -64,21 +62,6 @@ def undisturbed(go) -> TrainResult:
     return go()
 
 
-class Joined:
-    """Shards whose batches are joined: what several workers see, for one process."""
-
-    def __init__(self, shards: list[TensorTable]) -> None:
-        self.shards = shards
-        self.rows = len(shards) * max(shard.rows for shard in shards)
-
-    def batches(
-        self, epoch: int, seed: int, batch_size: int, steps: int, start: int = 0
-    ) -> Iterator[dict[str, Tensor]]:
-        share = batch_size // len(self.shards)
-        for parts in zip(*(s.batches(epoch, seed, share, steps, start) for s in self.shards), strict=True):
-            yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
 def numbers(result: TrainResult) -> list[dict]:
     return [{k: v for k, v in record.items() if k != "samples_per_s"} for record in result.history]
 
@@ -90,9 +73,9 @@ def test_two_workers_equal_one_process_on_the_joined_batch(undisturbed, warehous
     days = tuple(warehouse.transitions.days())
     source = TableSource(warehouse.root, days[:4], bundle.spec, Needs.of(cls, cls.Config()))
     parts = source.parts()
-    joined = Joined([source.load(parts[:2]), source.load(parts[2:])])
+    shards = [source.load(parts[:2]), source.load(parts[2:])]
     learner = build_learner(cls, {"hidden": [16]}, bundle.spec, bundle.pages, bundle.stats, 0)
-    result = fit_learner(learner, joined, None, TrainingConfig(**(TRAINING | {"workers": 0})))
+    result = fit_joined(learner, shards, TrainingConfig(**(TRAINING | {"workers": 0})))
     assert result.steps == undisturbed.steps and result.samples == undisturbed.samples
     for name, weight in learner.state_dict().items():
         torch.testing.assert_close(bundle.weights[name], weight, rtol=1e-3, atol=1e-5)

@@ -94,7 +94,9 @@ class DecisionTransformerConfig(LearnerConfig):
         description="weight of a session: 1, or 1 / its propensity, or 1 / its page's share of all landings",
     )
     weight_clip: Annotated[float, Tunable(2.0, 50.0, log=True)] = Field(
-        10.0, gt=0, description="largest weight, in mean weights; heavier sessions count as much"
+        10.0,
+        gt=0,
+        description="1 / propensity, or 1 / share, counts at most so many times what it would be were all pages alike",
     )
 
     risk_weight: Annotated[float, Tunable(0.1, 10.0, log=True)] = Field(
@@ -336,7 +338,8 @@ def returns_to_go(reward_S: Tensor, begins_S: Tensor) -> Tensor:
 
 
 def class_weights(stats: TableStats, clip: float) -> Tensor:
-    """(K,) weights in inverse proportion to the pages' landings, at most `clip` of their mean; their mean over landings is 1."""
+    """(K,) weights in inverse proportion to the pages' landings, those of pages rarer than 1 / (K `clip`) of them all alike;
+    their mean over landings is 1."""
     share = torch.as_tensor(stats.landings, dtype=torch.float64)
     share = share / share.sum().clamp(min=1.0)
     weight = (1.0 / (len(share) * share)).clamp(max=clip)

@@ -14,7 +14,8 @@ and no more than 12.7 KB.
 **When feedback is late, or never comes.** A decision counts what has been reported until then. A session that is never reported
 is not in the past and takes nothing from R. Sessions reported out of order are subtracted all the same, whatever the order; what
 HRM says of one may depend on which others were known by then, its duration does not. The transformer sees them in the order in
-which they were reported. A session of an earlier local day than the one that the state holds changes nothing.
+which they were reported. One of an earlier local day that is reported late changes nothing; who enters after a clock was put
+back over midnight goes on with the later day.
 
 Different from the paper, on purpose: the chance of a page is multiplied by (1 - risk) ** `caution`, the risk being what the
 transformer foretells of HRM's drop-off. With `caution: 0` it is the paper's, which imitates the policy of the logs and little
@@ -77,7 +78,7 @@ class GLANConfig(HeuristicConfig):
         "power; 0: the transformer's chances alone, as in the paper",
     )
     rtg_floor: Annotated[float, Tunable(0.0, 2.0)] = Field(
-        1.0, ge=0, description="R never falls below it, in mean sessions"
+        1.0, ge=0, description="the transformer is never asked with less, in mean sessions"
     )
 
 
@@ -162,10 +163,12 @@ class GLAN(Heuristic):
         vectors = {DAY_RTG: self._asked(day.rtg)[:, None], DAY_STEP: step, DAY_PAST: day.past}
         told = replace(features, vectors={**features.vectors, **vectors})
         p, stay = np.split(self.part_scores(told, ("dt",))["dt"], 2, axis=1)
-        scores = p * stay ** np.float32(self.config.caution)
-        total = scores.sum(axis=1, keepdims=True)
-        # a sum too small for float32 says nothing but what p says
-        scores = np.where(total > 0, scores / np.maximum(total, np.finfo(np.float32).tiny), p)
+        # as logarithms: the product may be too small for float32 on all pages, and their order still counts
+        least = np.finfo(np.float32).tiny
+        logits = np.log(np.maximum(p, least, dtype=np.float64))
+        logits += self.config.caution * np.log(np.maximum(stay, least, dtype=np.float64))
+        chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = (chances / chances.sum(axis=1, keepdims=True)).astype(np.float32)
         return scores, {"p": p, "stay": stay, "rtg": np.repeat(day.rtg[:, None], p.shape[1], axis=1)}
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ Settled on purpose where the paper is open:
 Different from the paper, on purpose:
 - Focal loss (eq. 26) makes the chance of a drop-off a distorted one: with gamma = 2, a true chance of 1 % is learnt as about
   15 %, and eq. 28 would take 15 % off the reward. What minimises the focal loss is a known function of the true chance, whose
-  inverse (`calibrated_chance`) needs no data; with `calibrated` the reward uses it. Without, it is the paper's.
+  inverse (`calibrated_odds`) needs no data; with `calibrated` the reward uses it. Without, it is the paper's.
 """
 
 from __future__ import annotations
@@ -126,15 +126,15 @@ class HRM(Learner):
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, K) expected seconds on each page, and (B,) chance that the landing page was left at once."""
         units_BK, logit_B = self.outputs(batch)
-        return units_BK * self.mean_use_s, self.chance(logit_B)
+        return units_BK * self.mean_use_s, self.odds(logit_B).sigmoid()
 
     def page_seconds(self, batch: Batch) -> Tensor:
         """(B, K) expected seconds on each page."""
         return self.predict(batch)[0]
 
-    def chance(self, logit_B: Tensor) -> Tensor:
-        """(B,) chance of a drop-off as the config wants it."""
-        return calibrated_chance(logit_B, self.config.gamma) if self.config.calibrated else logit_B.sigmoid()
+    def odds(self, logit_B: Tensor) -> Tensor:
+        """(B,) log odds of a drop-off as the config wants them."""
+        return calibrated_odds(logit_B, self.config.gamma) if self.config.calibrated else logit_B
 
     def label(self, batch: Batch) -> Tensor:
         """(B,) float32, 1 where the landing page was left within tau seconds."""
@@ -155,15 +155,16 @@ class HRM(Learner):
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, 2) the reward of the session in seconds (eq. 28), and the chance of a drop-off."""
-        seconds_BK, chance_B = self.predict(batch)
-        return torch.stack([reward(seconds_BK, chance_B), chance_B], dim=1)
+        units_BK, logit_B = self.outputs(batch)
+        odds_B = self.odds(logit_B)
+        return torch.stack([reward(units_BK * self.mean_use_s, odds_B), odds_B.sigmoid()], dim=1)
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
         """(B,) each: eq. 27; log loss and squared error of the chance of a drop-off, whether there was one and how likely it was
         held to be; error of the session's seconds and of those on each page, `abs_error_s.<page>`."""
         units_BK, logit_B = self.outputs(batch)
         reg_B, sw_B = self.terms(units_BK, logit_B, batch)
-        label_B, chance_B = self.label(batch), self.chance(logit_B)
+        label_B, chance_B = self.label(batch), self.odds(logit_B).sigmoid()
         error_BK = units_BK * self.mean_use_s - batch["page_dwell_s"]
         found = {
             "loss": reg_B + self.config.switch_weight * sw_B,
@@ -189,9 +190,10 @@ def session_features(batch: Batch) -> Tensor:
     return torch.cat([counts.log1p(), counts / MANY, known_BK.float()], dim=1)
 
 
-def reward(seconds_BK: Tensor, chance_B: Tensor) -> Tensor:
-    """(B,) seconds of the session, discounted by the risk of a drop-off (eq. 28)."""
-    return (1 - chance_B) * seconds_BK.sum(1)
+def reward(seconds_BK: Tensor, odds_B: Tensor) -> Tensor:
+    """(B,) seconds of the session, discounted by the risk of a drop-off, of which the log odds are given (eq. 28)."""
+    # the chance to stay by itself: 1 - chance would be 0 long before it is
+    return (-odds_B).sigmoid() * seconds_BK.sum(1)
 
 
 def focal_loss(logit_B: Tensor, label_B: Tensor, gamma: float) -> Tensor:
@@ -201,8 +203,8 @@ def focal_loss(logit_B: Tensor, label_B: Tensor, gamma: float) -> Tensor:
     return -(label_B * (gamma * log_q).exp() * log_p + (1 - label_B) * (gamma * log_p).exp() * log_q)
 
 
-def calibrated_chance(logit_B: Tensor, gamma: float) -> Tensor:
-    """(B,) the true chance for which a prediction minimises the expected focal loss.
+def calibrated_odds(logit_B: Tensor, gamma: float) -> Tensor:
+    """(B,) log odds of the true chance for which a prediction minimises the expected focal loss.
 
     With p the prediction, setting the derivative of eq. 26 to zero gives
     chance = b / (a + b), a = (1 - p)^gamma / p - gamma (1 - p)^(gamma - 1) ln p, b the same with p and 1 - p exchanged.
@@ -211,4 +213,4 @@ def calibrated_chance(logit_B: Tensor, gamma: float) -> Tensor:
     # logarithms of a p (1 - p) and b p (1 - p), all of whose parts are positive
     a = gamma * log_q + (log_q.exp() - gamma * log_p.exp() * log_p).log()
     b = gamma * log_p + (log_p.exp() - gamma * log_q.exp() * log_q).log()
-    return (b - a).sigmoid()
+    return b - a

@@ -6,6 +6,8 @@ Settled on purpose where the paper is open:
 - A row is a user's active day. Only features that stay the same within a local day are read, and its weekday, so that the
   prediction is the same at every entry of the day.
 - Seconds are learnt in units of the mean day and sessions in units of their mean, both of the training window.
+- A session that crosses midnight belongs to the day on which it began where a day's use is foretold, and to the one on which
+  it ended among the days before: like all features these count what has ended.
 - The transformation layer before eq. 6 is linear on seconds, sessions and the logarithms of both (ln(1 + x), in mean days).
 - Days without a session are masked everywhere. Who has had none in 30 days gets zeros for e^p and e^d.
 - Attention pooling (eq. 11) is a softmax of one learned direction.
@@ -15,6 +17,8 @@ Settled on purpose where the paper is open:
   The defaults bind, and can be met: sessions are hard to foretell (in the world `kuaishou` nothing gets below 0.9), and the law
   of eq. 17 holds for days on average, not for each user, so that a bound far below 0.2 makes the prediction of use worse.
 - The moving averages of eq. 20 are divided by the sum of their weights, and so begin with the first batch.
+- On held-out days, where a run with patience looks for its best weights, the loss of use counts, and a constraint that does not
+  hold there weighs as much as it can (`of_means`): weights from before the dual variables had risen would foretell use as well.
 """
 
 from __future__ import annotations
@@ -276,12 +280,13 @@ class LRTG(Learner):
         return self.predict(batch) * self.unit
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
-        """(B,) each: Huber loss (squared mean days), errors in natural units, and each constraint's loss minus its bound, whose
-        mean is above 0 where the constraint does not hold."""
+        """(B,) each: Huber loss of use (squared mean days), errors in natural units, and each constraint's loss minus its bound,
+        whose mean is above 0 where the constraint does not hold."""
         wt_B, se_B, rel_B = self.terms(batch)
         error_B2 = self.scores(batch) - torch.stack([batch["use_s"], batch["sessions"].float()], dim=1)
         return {
             "loss": wt_B,
+            "wt": wt_B,
             "abs_error_s": error_B2[:, 0].abs(),
             "squared_error_s2": error_B2[:, 0].square(),
             "bias_s": error_B2[:, 0],
@@ -289,6 +294,17 @@ class LRTG(Learner):
             "excess_se": se_B - self.duals.bound[0],
             "excess_rel": rel_B - self.duals.bound[1],
         }
+
+    def of_means(self, means: Mapping[str, float]) -> dict[str, float]:
+        """As "loss" Huber loss of use, and `lambda_max` times what exceeds the constraints (an exact penalty): patience must not
+        keep weights from before they held."""
+        if not self.config.constrained:
+            return {"loss": means["wt"]}
+        losses = [
+            means[f"excess_{name}"] + bound
+            for name, bound in zip(self.duals.names, self.duals.bound.tolist(), strict=True)
+        ]
+        return {"loss": means["wt"] + self.config.lambda_max * self.duals.violation(losses)}
 
 
 def consistency(use_B: Tensor, sessions_B: Tensor, law_2: Tensor) -> Tensor:

@@ -115,6 +115,20 @@ def test_a_restored_run_goes_on_as_if_it_had_never_stopped():
         assert torch.equal(again.state_dict()[name], value), name
 
 
+def test_patience_keeps_weights_under_which_the_constraints_hold():
+    """Use alone would be forecast best by what ends early, before the multipliers have risen."""
+    training = TrainingConfig(epochs=60, batch_size=64, lr=1e-2, device="cpu", patience=60)
+    learner = make(epsilon_se=0.6, epsilon_rel=0.1, eta=0.5)
+    found = fit_learner(learner, TensorTable(rows_of(256)), TensorTable(rows_of(256)), training)
+    bound = dict(zip(learner.duals.names, learner.duals.bound.tolist(), strict=True))
+    for name in ("se", "rel"):
+        assert found.metrics[f"excess_{name}"] <= 0.05 * bound[name] + 1e-6
+    assert found.metrics["loss"] == pytest.approx(found.metrics["wt"])
+    least = min(found.history, key=lambda record: record["valid/wt"])
+    assert any(least[f"valid/excess_{name}"] > 0.05 * bound[name] for name in bound)
+    assert least["valid/wt"] < found.metrics["wt"]
+
+
 def _process(rank: int, folder: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)

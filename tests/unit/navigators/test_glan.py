@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,20 @@ def test_a_part_that_keeps_no_past_is_refused():
     parts = {role: part("glan.lrtg", 1) for role in ("lrtg", "hrm", "dt")}
     with pytest.raises(BundleError, match="keeps no past"):
         Bundle("navigator", "glan", {}, pages(K), spec, stats, parts=parts).navigator()
+
+
+def test_a_transformer_that_learned_from_another_reward_model_is_refused():
+    spec, stats = fitted(K)
+    parts = {"lrtg": part("glan.lrtg", 1), "hrm": part("glan.hrm", 2)}
+    dt = part("glan.dt", 3)
+    parts["dt"] = replace(dt, data={"rewards": parts["hrm"].version})
+    made = Bundle("navigator", "glan", {}, pages(K), spec, stats).with_parts(parts)
+    other = part("glan.hrm", 5)
+    with pytest.raises(
+        BundleError, match=rf"learned from the rewards of {parts['hrm'].version}.*{other.version}"
+    ):
+        made.with_parts({"hrm": other})
+    together = {"hrm": other, "dt": replace(dt, data={"rewards": other.version})}
+    assert made.with_parts(together).parts["hrm"] is other
+    # one that was trained on durations belongs to any
+    assert made.with_parts({"hrm": other, "dt": dt}).parts["dt"] is dt

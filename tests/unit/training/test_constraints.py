@@ -40,6 +40,10 @@ def test_a_run_under_constraints_says_whether_they_hold(warehouse, tmp_path):
     found = read_json(result.run_dir / "summary.json")["constraints"]
     assert found["se"]["lambda"] > 0 and not found["se"]["holds"]
     assert found["rel"]["lambda"] == 0 and found["rel"]["holds"]
+    for name, constraint in found.items():
+        excess = result.metrics[f"excess_{name}"]
+        assert constraint.pop("valid") == pytest.approx(excess + constraint["bound"])
+        assert constraint.pop("holds_valid") == (excess <= 0.05 * constraint["bound"])
     # what the bundle holds is what was said
     bundle = load_bundle(result.bundle_path)
     assert bundle.learner().constraints() == found
