@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from plpm_ray.cli import simulate
+from plpm_ray.cli.names import names_told
 from plpm_ray.core.errors import PlpmError
 
 app = typer.Typer(
@@ -55,7 +56,8 @@ def run() -> None:
     """Runs the command line; errors raised on purpose end with their message and exit status 2."""
     quiet_environment()
     try:
-        app()
+        with names_told():
+            app()
     except PlpmError as error:
         sys.exit(_show(error))
     except KeyboardInterrupt:

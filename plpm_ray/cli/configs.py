@@ -70,6 +70,12 @@ class TrainRunConfig(StrictConfig):
     parts: dict[str, PartConfig] = Field(
         default_factory=dict, description="role of the navigator -> how that part is made"
     )
+    parts_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="run name of the parts, each with its role added; null: `name`. With the name of another run, a "
+        "navigator of a name of its own takes the parts that were trained for that run, where their settings are the same",
+    )
     backend: Backend = Field(
         default="local",
         description="parts of a navigator: one after the other here, or side by side in processes or on Ray",
@@ -86,8 +92,8 @@ class TrainRunConfig(StrictConfig):
     def _one_of_both(self) -> TrainRunConfig:
         if (self.learner is None) == (self.navigator is None):
             raise ValueError("give a learner or a navigator, one of the two")
-        if self.parts and self.navigator is None:
-            raise ValueError("parts belong to a navigator")
+        if (self.parts or self.parts_name) and self.navigator is None:
+            raise ValueError("parts and parts_name belong to a navigator")
         return self
 
 

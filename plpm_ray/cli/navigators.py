@@ -76,7 +76,7 @@ def part_job(role: str, settings: TrainRunConfig, split: Split) -> Any:
     learner = part.learner.name if part.learner else usual
     options = part.learner.options if part.learner else {}
     tables = str(Path(settings.tables).absolute())
-    where = str(Path(settings.run_root).absolute()), f"{settings.name}-{role}"
+    where = str(Path(settings.run_root).absolute()), f"{settings.parts_name or settings.name}-{role}"
     if part.stream is not None or (part.training is None and lookup("learner", learner).streamed):
         stream = part.stream or StreamTraining.model_validate({})
         return PartJob(

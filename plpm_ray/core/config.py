@@ -8,7 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -83,12 +83,16 @@ def config_hash(value: Any, length: int = 10) -> str:
 
 @dataclass
 class ConfigSource:
-    """A raw config with the place each key came from, so that errors can name it."""
+    """A raw config with the place each key came from, so that errors can name it.
+
+    `names` holds what stood where an override put a key: `glan` of `navigator: glan` under `--set navigator.rtg=mean7`.
+    """
 
     data: dict[str, Any]
     name: str
     lines: dict[KeyPath, int]
     overrides: dict[KeyPath, str]
+    names: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
         """`file:line` of a key, or the `--set` it came from; the nearest parent when the key itself is absent."""
@@ -102,6 +106,9 @@ class ConfigSource:
 
 def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ConfigSource:
     """Reads a YAML file (or nothing) and applies `key.path=value` overrides; values are YAML.
+
+    An override within a section that is written as a name alone adds to it: `navigator: glan` and `navigator.rtg=mean7` are
+    `navigator: {name: glan, rtg: mean7}`. Which sections may be written so, `validate` knows.
 
     Raises:
         ConfigError: the file is missing or is not a YAML mapping, or an override is malformed.
@@ -140,6 +147,8 @@ def validate(model: type[Model], source: ConfigSource, section: KeyPath = (), da
     Raises:
         ConfigError: every problem at once, each with file and line, unknown keys with the nearest right name.
     """
+    if data is None:
+        _write_out_names(model, source)
     raw = source.data if data is None else data
     try:
         return model.model_validate(raw)
@@ -203,14 +212,53 @@ def _apply_override(source: ConfigSource, text: str) -> None:
         path.append(step)
         if depth == len(parts) - 1:
             target[step] = parsed
+            here = tuple(path)
+            source.names = {at: name for at, name in source.names.items() if at[: len(here)] != here}
             break
         child = target.get(step) if isinstance(target, dict) else target[step]
         if not isinstance(child, dict | list):
+            if isinstance(child, str):
+                source.names[tuple(path)] = child
             child = {}
             target[step] = child
             source.overrides[tuple(path)] = text
         target = child
     source.overrides[tuple(path)] = text
+
+
+def _write_out_names(model: type[BaseModel], source: ConfigSource) -> None:
+    """Adds to sections that overrides reach into what their name alone meant, where the model takes a name alone."""
+    for path, name in source.names.items():
+        at: Any = source.data
+        for step in path:
+            at = at[step]
+        for section in _models_at(model, path):
+            for key, value in _named(section, name, source, path).items():
+                at.setdefault(key, value)
+
+
+def _named(section: type[BaseModel], name: str, source: ConfigSource, path: KeyPath) -> dict[str, Any]:
+    """The section that a name alone stands for; empty where it stands for none."""
+    try:
+        return section.model_validate(name).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "model_type":  # a name may stand there, and not this one
+            validate(section, source, path, name)
+        return {}
+
+
+def _models_at(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
+    """The configs that may stand at a path under a model; none within options that only a registered class knows."""
+    found: list[Any] = [model]
+    for step in path:
+        following: list[Any] = []
+        for candidate in found:
+            if step in candidate.model_fields:
+                following += _models_in(candidate.model_fields[step].annotation)
+            elif candidate.model_config.get("extra") != "allow":
+                following.append(candidate)  # a key or an index in a mapping or list of such sections
+        found = following
+    return found
 
 
 def _describe(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
+import math
 import os
 import re
 import tempfile
@@ -16,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plpm_ray.core.errors import ConfigError, DataError, PlpmError, StorageError
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -136,6 +140,8 @@ def read_json(path: str | Path) -> Any:
 def newest_run(path: str | Path, files: Iterable[str]) -> Path | None:
     """The folder at `path`, or the newest of the run of that name, whose folders end with a hash; None without one.
 
+    Where several runs have the name, the log says which one is meant; commands show that.
+
     Args:
         path: a run folder, or `runs/<name>`.
         files: a folder that holds none of these is no finished run.
@@ -143,11 +149,31 @@ def newest_run(path: str | Path, files: Iterable[str]) -> Path | None:
     path, files = Path(path), tuple(files)
 
     def written(folder: Path) -> float:
-        return max((p.stat().st_mtime for p in map(folder.joinpath, files) if p.is_file()), default=0.0)
+        return max((p.stat().st_mtime for p in map(folder.joinpath, files) if p.is_file()), default=-math.inf)
 
-    if written(path):
+    if written(path) > -math.inf:
         return path
-    return max(filter(written, runs_named(path)), key=written, default=None)
+    runs = [run for run in runs_named(path) if written(run) > -math.inf]
+    found = max(runs, key=written, default=None)
+    if len(runs) > 1:
+        _log.info("%s means %s, the latest of %d runs of that name", path, found, len(runs))
+    return found
+
+
+def renew(run_dir: str | Path, files: Iterable[str]) -> bool:
+    """Makes a run the newest of its name, as if these of its files were written now; False where that is not allowed."""
+    try:
+        for path in map(Path(run_dir).joinpath, files):
+            os.utime(path)
+    except OSError:
+        return False
+    return True
+
+
+def name_of_run(run_dir: str | Path) -> Path:
+    """The name that `newest_run` knows a run by: its folder without the hashes at the end."""
+    run_dir = Path(run_dir)
+    return run_dir.with_name(re.sub(r"(-[0-9a-f]{10})+$", "", run_dir.name))
 
 
 def runs_named(path: str | Path) -> list[Path]:

@@ -25,7 +25,7 @@ from plpm_ray.core.features import FeatureSpec
 from plpm_ray.core.pages import PageCatalogue
 from plpm_ray.core.registry import load_plugins, lookup
 from plpm_ray.core.stats import TableStats
-from plpm_ray.core.storage import read_json, runs_named, storage_errors, write_json
+from plpm_ray.core.storage import newest_run, read_json, storage_errors, write_json
 from plpm_ray.navigators.base import FittedNavigator, Learner, LearnerNavigator, Navigator
 
 FORMAT = 1
@@ -159,8 +159,11 @@ class Bundle:
         """A composition with other bundles in some roles; itself if there are none.
 
         Raises:
-            BundleError: an unknown role, or a part of other pages or features.
+            BundleError: an unknown role, a part of other pages or features, or one that learned from the rewards of another
+                model than the one beside it.
         """
+        if not parts:
+            return self
         roles = lookup("navigator", self.name).roles if self.kind == "navigator" else {}
         for role, part in parts.items():
             if role not in roles:
@@ -173,7 +176,16 @@ class Bundle:
                     f"part {role!r} ({part.version}) was made for other pages or columns than {self.version}",
                     hint="train it on tables of the same dataset",
                 )
-        return replace(self, parts={**self.parts, **parts}) if parts else self
+        made = replace(self, parts={**self.parts, **parts})
+        for role, by in lookup("navigator", self.name).rewarded.items():
+            learned, model = made.parts[role].data.get("rewards"), made.parts.get(by)
+            if learned is not None and model is not None and model.version != learned:
+                raise BundleError(
+                    f"part {role!r} ({made.parts[role].version}) learned from the rewards of {learned}, "
+                    f"and part {by!r} is {model.version}",
+                    hint=f"give the reward model that it learned from, or train {role!r} on the rewards of this one",
+                )
+        return made
 
 
 def _config(model: Any, bundle: Bundle) -> Any:
@@ -283,18 +295,17 @@ def _recorded_plugins(recorded: Sequence[str], given: Sequence[str]) -> list[str
 
 
 def find_bundle(path: str | Path) -> Path:
-    """The bundle meant by a path: a bundle folder, a run folder, or a run's name without its hash (the newest run).
+    """The bundle meant by a path: a bundle folder, a run folder, or a run's name without its hash (see `newest_run`).
 
     Raises:
         BundleError: none of these is there.
     """
     path = Path(path)
-    for folder in (path, path / "bundle"):
-        if (folder / "bundle.json").is_file():
-            return folder
-    runs = [run / "bundle" for run in runs_named(path) if (run / "bundle" / "bundle.json").is_file()]
-    if not runs:
+    if (path / "bundle.json").is_file():
+        return path
+    run = newest_run(path, ("bundle/bundle.json",))
+    if run is None:
         raise BundleError(
             f"no bundle at {path}", hint="train one with `plpm train`, or give a bundle or run folder"
         )
-    return max(runs, key=lambda folder: (folder / "bundle.json").stat().st_mtime)
+    return run / "bundle"

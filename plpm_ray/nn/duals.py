@@ -62,10 +62,9 @@ class DualVariables(nn.Module):
         """(C,) moving averages of the losses; 0 before the first one."""
         return self.average / self.weight.clamp(min=1e-12)
 
-    def violation(self, losses: Sequence[float]) -> float:
-        """By how much (C,) losses exceed what still holds, `HOLDS_WITHIN` above the bounds, in all."""
-        pairs = zip(losses, self.bound.tolist(), strict=True)
-        return sum(max(0.0, loss - bound * (1 + HOLDS_WITHIN)) for loss, bound in pairs)
+    def violation(self) -> float:
+        """By how much the moving averages exceed what still holds, `HOLDS_WITHIN` above the bounds, in all."""
+        return float((self.smoothed() - self.bound * (1 + HOLDS_WITHIN)).clamp(min=0).sum())
 
     def report(self) -> dict[str, dict[str, Any]]:
         """By constraint: "value" (moving average, None before the first loss), "bound", "lambda", and whether it "holds": the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Telling:
         step: what a report of a trial is called in the table.
         gain: title of the gain.
         measured: title -> name in `EpochReport.metrics`, columns of their own; without them the effective sample size.
+        meets: what no trial does where all are refused.
+        loosen: what to do about that.
     """
 
     about: Mapping[str, Any]
@@ -59,6 +62,11 @@ class Telling:
     step: str = "epochs"
     gain: str = "gain over baseline"
     measured: Mapping[str, str] = field(default_factory=dict)
+    meets: str = "meets the constraints"
+    loosen: str = (
+        "loosen `constraints` (--set constraints.epef=null or constraints.latency_us=null switches one off), "
+        "which begins a sweep of its own"
+    )
 
 
 def rank(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -100,6 +108,8 @@ def write_results(
         ranked_by=RANKED_BY[config.objective.rank_by],
         notes=notes,
         best=lambda record: best_yaml(config, space, record),
+        meets="has an estimate that the logs support",
+        loosen="search policies nearer to the logs, or loosen the limits in `objective`, which begins a sweep of its own",
     )
     return write_telling(run_dir, telling, space, records, facts)
 
@@ -153,7 +163,27 @@ def markdown(ranked: Sequence[TrialRecord], space: Space, unit: str, telling: Te
             cells.append(_gain(last))
         lines.append("| " + " | ".join(cells) + " |")
     ordered = f"Ranked by {telling.ranked_by}; trials stopped early stand below those that ran on."
-    return "\n".join([*lines, "", ordered, *telling.notes, *_reasons(ranked)]) + "\n"
+    notes = [*telling.notes, *_reasons(ranked), *no_best(ranked, telling)]
+    return "\n".join([*lines, "", ordered, *notes]) + "\n"
+
+
+def no_best(ranked: Sequence[TrialRecord], telling: Telling) -> list[str]:
+    """Where trials were refused and none won: that there is no best.yaml, what refused most of them, and what to do."""
+    refused = [(r, r.last.refused) for r in ranked if r.last is not None and r.last.refused]
+    if best_of(ranked) is not None or not refused:
+        return []
+    # reasons that differ in their numbers only are one; the best of the trials that it refused is the example
+    trials: dict[str, list[tuple[TrialRecord, str]]] = {}
+    for record, reasons in refused:
+        for reason in reasons.split("; "):
+            trials.setdefault(re.sub(r"\d[\d.,]*", "#", reason), []).append((record, reason))
+    most = max(trials.values(), key=len)
+    example, reason = most[0]
+    return [
+        f"No trial {telling.meets}, so there is no best.yaml. Most often ({len(most)} of {len(ranked)} trials), as in trial "
+        f"{example.number}: {reason}.",
+        f"To go on: {telling.loosen}.",
+    ]
 
 
 def best_yaml(config: SweepConfig, space: Space, best: TrialRecord) -> str:

@@ -17,8 +17,9 @@ Settled on purpose where the paper is open:
   The defaults bind, and can be met: sessions are hard to foretell (in the world `kuaishou` nothing gets below 0.9), and the law
   of eq. 17 holds for days on average, not for each user, so that a bound far below 0.2 makes the prediction of use worse.
 - The moving averages of eq. 20 are divided by the sum of their weights, and so begin with the first batch.
-- On held-out days, where a run with patience looks for its best weights, the loss of use counts, and a constraint that does not
-  hold there weighs as much as it can (`of_means`): weights from before the dual variables had risen would foretell use as well.
+- Where a run with patience looks for its best weights, the loss of use on held-out days counts, and a constraint that does not
+  hold in training weighs as much as it can (`of_means`): weights from before the dual variables had risen would foretell use as
+  well. What the constraints come to on held-out days is told, and not chosen by: that differs by what days these are.
 """
 
 from __future__ import annotations
@@ -296,15 +297,10 @@ class LRTG(Learner):
         }
 
     def of_means(self, means: Mapping[str, float]) -> dict[str, float]:
-        """As "loss" Huber loss of use, and `lambda_max` times what exceeds the constraints (an exact penalty): patience must not
-        keep weights from before they held."""
-        if not self.config.constrained:
-            return {"loss": means["wt"]}
-        losses = [
-            means[f"excess_{name}"] + bound
-            for name, bound in zip(self.duals.names, self.duals.bound.tolist(), strict=True)
-        ]
-        return {"loss": means["wt"] + self.config.lambda_max * self.duals.violation(losses)}
+        """As "loss" Huber loss of use on these rows, and `lambda_max` times what exceeds the constraints in training (an exact
+        penalty): patience must not keep weights from before they held."""
+        beyond = self.duals.violation() if self.config.constrained else 0.0
+        return {"loss": means["wt"] + self.config.lambda_max * beyond}
 
 
 def consistency(use_B: Tensor, sessions_B: Tensor, law_2: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Configs: strictness, lines, overrides, tunables."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plpm_ray.core.config import (
     Named,
@@ -23,11 +23,29 @@ class Inner(StrictConfig):
     epochs: int = 3
 
 
+class Scheduler(StrictConfig):
+    kind: Literal["asha", "none"] = "asha"
+    grace: int = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_kind(cls, data):
+        return {"kind": data} if isinstance(data, str) else data
+
+
+class Part(StrictConfig):
+    learner: Named | None = None
+
+
 class Outer(StrictConfig):
     name: str = "run"
     inner: Inner = Inner()
     steps: tuple[Inner, ...] = ()
     learner: Named | None = None
+    scheduler: Scheduler = Scheduler()
+    parts: dict[str, Part] = Field(default_factory=dict)
+    arms: tuple[Part, ...] = ()
+    world: str | dict[str, Any] = "small"
 
 
 def write(tmp_path, text):
@@ -75,6 +93,38 @@ def test_overrides_win_and_are_named_in_errors(tmp_path):
         load_config(Outer, path, ["inner.alpha"])
     with pytest.raises(ConfigError, match="is a list of 1"):
         load_config(Outer, path, ["steps.3.epochs=1"])
+
+
+def test_an_override_within_a_section_that_is_a_name_alone_adds_to_it(tmp_path):
+    text = "learner: toy\nscheduler: none\nparts: {hrm: {learner: toy}}\narms: [{learner: toy}, {learner: toy}]\n"
+    sets = ["learner.alpha=2", "scheduler.grace=3", "parts.hrm.learner.tau=1", "arms.1.learner.alpha=4"]
+    config = load_config(Outer, write(tmp_path, text), sets)
+    assert config.learner == Named(name="toy", alpha=2)
+    assert (config.scheduler.kind, config.scheduler.grace) == ("none", 3)
+    assert config.parts["hrm"].learner == Named(name="toy", tau=1)
+    assert [arm.learner for arm in config.arms] == [Named(name="toy"), Named(name="toy", alpha=4)]
+
+
+def test_the_last_override_of_a_name_wins(tmp_path):
+    path = write(tmp_path, "learner: toy\n")
+    sets = ["learner.alpha=2", "learner.name=other"]
+    assert load_config(Outer, path, sets).learner == Named(name="other", alpha=2)
+    assert load_config(Outer, path, ["learner.alpha=2", "learner=other"]).learner == Named(name="other")
+    assert load_config(Outer, path, ["learner=other", "learner.beta=1"]).learner == Named(
+        name="other", beta=1
+    )
+    with pytest.raises(ConfigError, match="'learner.name' is missing"):
+        load_config(Outer, path, ["learner=null", "learner.alpha=2"])
+
+
+def test_an_override_within_any_other_value_replaces_it(tmp_path):
+    path = write(tmp_path, "name: a\nscheduler: nope\nworld: small\nlearner: {name: toy, world: small}\n")
+    with pytest.raises(ConfigError, match=r"--set name.x=1: name: Input should be a valid string"):
+        load_config(Outer, path, ["scheduler=none", "name.x=1"])
+    with pytest.raises(ConfigError, match=r"--set scheduler.grace=1: scheduler.kind: .*got 'nope'"):
+        load_config(Outer, path, ["scheduler.grace=1"])
+    config = load_config(Outer, path, ["scheduler=none", "world.seed=1", "learner.world.seed=1"])
+    assert (config.world, config.learner.options) == ({"seed": 1}, {"world": {"seed": 1}})
 
 
 @pytest.mark.parametrize(

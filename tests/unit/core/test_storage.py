@@ -1,6 +1,7 @@
 """Atomic files, clear storage errors, the registry."""
 
 import errno
+import logging
 import os
 
 import pyarrow as pa
@@ -10,9 +11,11 @@ from plpm_ray.core.errors import ConfigError, DataError, StorageError
 from plpm_ray.core.registry import load_plugins, lookup, register
 from plpm_ray.core.storage import (
     atomic_writer,
+    name_of_run,
     newest_run,
     read_json,
     read_parquet,
+    renew,
     runs_named,
     write_json,
     write_parquet,
@@ -90,3 +93,37 @@ def test_a_run_is_not_taken_for_that_of_a_longer_name(tmp_path):
     assert [run.name for run in runs_named(tmp_path / "klan")] == ["klan-0123456789"]
     assert [run.name for run in runs_named(tmp_path / "klan-am")] == ["klan-am-0123456789-abcdef0123"]
     assert newest_run(tmp_path / "klan-isp", ["summary.json"]) == tmp_path / "klan-isp-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/klan-0123456789", "runs/klan"),
+        ("runs/klan-am-0123456789-abcdef0123", "runs/klan-am"),
+        ("runs/mine", "runs/mine"),
+    ],
+)
+def test_the_name_of_a_run_is_its_folder_without_hashes(folder, name):
+    assert str(name_of_run(folder)) == name
+
+
+def test_a_run_that_is_renewed_is_the_newest_of_its_name_and_the_log_says_which_is(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    old, new = (tmp_path / f"klan-{i:010x}" for i in range(2))
+    for age, run in enumerate((old, new)):
+        write_json(run / "summary.json", {})
+        os.utime(run / "summary.json", (age, age))
+    assert newest_run(old, ["summary.json"]) == old and not caplog.messages
+    assert newest_run(tmp_path / "klan", ["summary.json"]) == new
+    assert caplog.messages == [f"{tmp_path / 'klan'} means {new}, the latest of 2 runs of that name"]
+    assert renew(old, ["summary.json"])
+    assert newest_run(tmp_path / "klan", ["summary.json"]) == old
+
+
+def test_a_run_that_may_not_be_touched_stays_as_it_is(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    write_json(tmp_path / "run" / "summary.json", {})
+    monkeypatch.setattr(os, "utime", refuse)
+    assert not renew(tmp_path / "run", ["summary.json"])

@@ -11,7 +11,7 @@ import yaml
 from plpm_ray.core.storage import read_json
 from plpm_ray.tuning.config import SweepConfig
 from plpm_ray.tuning.ledger import EpochReport, TrialRecord, close_record
-from plpm_ray.tuning.report import best_of, rank, write_results
+from plpm_ray.tuning.report import Telling, best_of, no_best, rank, write_results
 
 CONFIG = SweepConfig.model_validate(
     {
@@ -68,6 +68,31 @@ def test_without_an_estimate_nobody_wins(tmp_path: Path):
     assert summary["best"] is None and summary["refused"] == 2
     assert summary["refusals"] == [{"trials": 2, "reason": "effective sample size 12.0 is below 100"}]
     assert not (tmp_path / "best.yaml").exists()
+    told = (tmp_path / "table.md").read_text().splitlines()[-2:]
+    assert told == [
+        "No trial has an estimate that the logs support, so there is no best.yaml. Most often (2 of 2 trials), as in trial 0: "
+        "effective sample size 12.0 is below 100.",
+        "To go on: search policies nearer to the logs, or loosen the limits in `objective`, which begins a sweep of its own.",
+    ]
+
+
+def test_what_refused_most_trials_is_named_whatever_its_numbers():
+    def refused(number: int, reason: str) -> TrialRecord:
+        return close_record(number, {}, (EpochReport(epoch=1, value=None, refused=reason),), 1)
+
+    telling = Telling(about={}, ranked_by="", notes=[], best=lambda record: "")
+    lost, slow = "EPEF of {} is {} % below the logging policy's, 2 % are allowed", "a decision takes 90 us"
+    records = [
+        refused(0, lost.format("explore", 3.1)),
+        refused(1, f"{lost.format('explore', 12)}; {slow}"),
+        refused(2, lost.format("featured", 1_000)),
+        TrialRecord(3, {}, "failed", (), "training diverged"),
+    ]
+    said = " ".join(no_best(records, telling))
+    assert said.startswith("No trial meets the constraints, so there is no best.yaml.")
+    assert "(2 of 4 trials), as in trial 0: EPEF of explore is 3.1 % below" in said
+    assert "constraints.epef=null" in said
+    assert not no_best([*records, RECORDS[0]], telling) and not no_best(records[3:], telling)
 
 
 def test_a_stopped_trial_wins_only_where_none_ran_to_its_end():

@@ -22,6 +22,7 @@ from plpm_ray.tuning.world_prepare import prepare_world
 from plpm_ray.tuning.world_run import sweep_world
 from plpm_ray.tuning.world_subject import open_subject
 from plpm_ray.tuning.world_trial import WorldPlace, WorldTrial
+from tests.command_line import write_yaml
 from tests.sweep_world import build_tables
 from tests.world_sweeps import build_klan, world_sweep
 
@@ -154,13 +155,17 @@ def test_a_part_that_learns_from_a_trials_users(tables: Path, klan: Path, tmp_pa
     assert made["iit"].version == wanted["iit"].version == kept["iit"].version
 
 
-def test_a_trial_that_breaks_a_constraint_cannot_win(tables: Path, klan: Path, tmp_path: Path):
+def test_a_trial_that_breaks_a_constraint_cannot_win(tables: Path, klan: Path, tmp_path: Path, capsys):
     budget = world_sweep(tables, klan, tmp_path, constraints={"epef": None, "latency_us": 0.001})
     result = sweep_world(budget)
     assert result.best is None and result.summary["refused"] == 2
     assert not (result.run_dir / "best.yaml").exists()
     text = result.table.read_text()
     assert "| refused | 2 |" in text and "0.001 are allowed" in text
+    commands.sweep(write_yaml(tmp_path / "sweep.yaml", budget.model_dump(mode="json")), [])
+    said = capsys.readouterr().out
+    assert "sweep done: 2 trials (resumed); no best.yaml" in said
+    assert "No trial meets the constraints, so there is no best.yaml. Most often (2 of 2 trials)" in said
     # always the page that few want: the others lose entries
     search = {"navigator.p_temperature": {"low": 4.0, "high": 5.0}}
     always = {"fusion": "iit"}
