@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from plpm_ray.cli import commands
@@ -70,6 +71,23 @@ def own_metrics(warehouse: Warehouse, name: str) -> dict[str, float]:
     return evaluate(learner, TableSource(warehouse.root, tuple(days), bundle.spec, needs).load())
 
 
+def constraints_by_hand(warehouse: Warehouse) -> dict[str, tuple[float, float]]:
+    """Loss and bound of each constraint of L-RTG (GLAN eq. 14, 16, 17), from what it says of the test days."""
+    bundle = load_bundle(find_bundle(warehouse.root.parent / "lrtg"))
+    learner, stats = bundle.learner(), bundle.stats
+    split = split_days(warehouse.transitions.days(), SplitConfig())
+    needs = Needs.of(type(learner), learner.config)
+    rows = TableSource(warehouse.root, tuple(split.test), bundle.spec, needs).load().columns
+    with torch.inference_mode():
+        use_s, sessions = learner.scores(rows).double().numpy().T
+    n, s, ss, y, yy, x, xx, xy = np.asarray(stats.day_totals)
+    a = (xy / n - x * y / n**2) / (xx / n - (x / n) ** 2)
+    law_s = a * np.log(1 + sessions) + y / n - a * x / n
+    losses = {"se": (sessions - rows["sessions"].numpy()) / (s / n), "rel": (use_s - law_s) / (y / n)}
+    bounds = {"se": 0.95 * (n * ss / s**2 - 1), "rel": 0.25 * (n * yy / y**2 - 1)}
+    return {name: (float(np.mean(losses[name] ** 2)), bounds[name]) for name in losses}
+
+
 def test_a_model_of_days_has_the_errors_that_it_measures_itself(warehouse, tmp_path, capsys) -> None:
     run, (found,) = judge(warehouse, tmp_path, "lrtg")
     own = own_metrics(warehouse, "lrtg")
@@ -81,10 +99,14 @@ def test_a_model_of_days_has_the_errors_that_it_measures_itself(warehouse, tmp_p
     assert found["sessions"]["mae"]["value"] == pytest.approx(own["abs_error_sessions"], rel=1e-4)
     gain = found["reference"]["mae_s"]["value"] - model["mae_s"]["value"]
     assert found["mae_gain"]["value"] == pytest.approx(gain)
+    wanted = constraints_by_hand(warehouse)
+    assert found["constraints"].keys() == wanted.keys()
     for name, constraint in found["constraints"].items():
-        assert constraint["value"] - constraint["bound"] == pytest.approx(own[f"excess_{name}"], rel=1e-3)
+        value, bound = wanted[name]
+        assert constraint["value"] == pytest.approx(value, rel=1e-3)
+        assert constraint["bound"] == pytest.approx(bound, rel=1e-4)
+        assert constraint["holds"] == (value <= 1.05 * bound)
         assert constraint["low"] < constraint["value"] < constraint["high"]
-    assert set(found["constraints"]) == {"se", "rel"}
     printed = capsys.readouterr().out
     assert "7-day mean" in printed and "assess done" in printed
     table = (run / "table.md").read_text()
