@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+TESTS_AT_ONCE ?= 2
 BENCHMARKS ?= data_plane train_iit world
 
 SHELL := /bin/bash
@@ -32,7 +33,7 @@ quickstart: $(BASE)
 	@$(BIN)/plpm quickstart
 
 test: $(DEV)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 check: $(DEV)
 	@echo "ruff"         && $(BIN)/ruff check . && $(BIN)/ruff format --check .
