@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of this run")
     given = parser.parse_args()
     if given.stage == "table":
-        print(klan_world.table(given.out))
+        print(klan_world.table(given.out, ("use_s", "dau", "pdr"), "assigned"))
     else:
         Run(given).go()
 

@@ -16,6 +16,7 @@ import math
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -142,19 +143,18 @@ class Run:
             sys.exit(f"{path} failed: see {self.root / name}.log")
 
 
-def table(out: Path) -> str:
-    """Markdown, a table for each world: change against the logging policy in %, joined over its seeds."""
+def table(out: Path, metrics: Sequence[str] = METRICS, by_page: str = "epef") -> str:
+    """Markdown, a table for each world: change against the control in %, joined over its seeds."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(out.glob("*/runs/ab-*/ab.json")):
         found[path.parents[2].name.rpartition("-")[0]].append(json.loads(path.read_text()))
-    return "\n\n".join(_world_table(world, runs) for world, runs in found.items())
+    return "\n\n".join(_world_table(world, runs, metrics, by_page) for world, runs in found.items())
 
 
-def _world_table(world: str, runs: list[dict[str, Any]]) -> str:
-    pages = runs[0]["pages"]
-    names = [*METRICS, *(f"epef_{page}" for page in pages)]
-    seeds, users = len(runs), runs[0]["users"]
-    lines = [f"**{world}**, {seeds} seeds of {users:,} users", "", f"| arm | gap | {' | '.join(names)} |"]
+def _world_table(world: str, runs: list[dict[str, Any]], metrics: Sequence[str], by_page: str) -> str:
+    names = [*metrics, *(f"{by_page}_{page}" for page in runs[0]["pages"])]
+    users = " and ".join(f"{n:,}" for n in sorted({run["users"] for run in runs}))
+    lines = [f"**{world}**, {len(runs)} seeds of {users} users", "", f"| arm | gap | {' | '.join(names)} |"]
     lines.append("|---" * (len(names) + 2) + "|")
     for arm in runs[0]["arms"]:
         rows = [{r["metric"]: r for r in run["metrics"] if r["arm"] == arm} for run in runs]
