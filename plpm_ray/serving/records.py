@@ -1,6 +1,6 @@
 """What is in a user's record, and how finished sessions change it.
 
-The record is the online state of `plpm_ray.data.features.state`, with a tag at its end that says whose intra-day state it
+The record is the online state of `plpm_ray.data.features.state`, with a tag that says whose intra-day state it
 holds: a navigator never reads the numbers that another one left.
 
 The day of that state is the local day of the entry, but like that of the features it never goes back: who enters on an earlier
@@ -41,7 +41,10 @@ _TAIL = ["nav_day", "nav", "nav_tag"]
 def state_layout(schema: FeatureSchema, state_size: int) -> StateLayout:
     """The record of a dataset's users for a navigator with `state_size` float32 numbers of intra-day state."""
     base = layout.state_dtype(schema, state_size)
-    dtype = np.dtype([*((name, base[name]) for name in base.names or ()), ("nav_tag", np.uint64)])
+    places = [(name, base[name]) for name in base.names or ()]
+    # before the state, whose end is blank until a day is long: the bytes of a record end with what is not
+    places.insert((base.names or ()).index("nav"), ("nav_tag", np.dtype(np.uint64)))
+    dtype = np.dtype(places)
     shared = (base.names or ()).index("nav_day")
     fields = [[name, str(base[name])] for name in (base.names or ())[:shared]]
     name = config_hash([layout.LAYOUT_VERSION, list(schema.pages), fields])

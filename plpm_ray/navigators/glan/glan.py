@@ -7,9 +7,9 @@ it was worth, and R_{t+1} = R_t - r_t (eq. 30).
 **The day's state** is explicit: number of sessions so far, R_t, R_1, and what the transformer's attention needs of each of the
 last `context` sessions, rounded to half precision as the transformer itself rounds it, so that nothing is recomputed and
 nothing is lost. It starts as zeros on each local day. A user's record has room for 12 + 2 `cache_width` `context` bytes of it:
-12 + 384 * 32 = 12,300 at the defaults. What a server keeps is 12 bytes and 384 a session of the day, and a bit for each 4 bytes
-of the room; at the defaults, beside the history: 0.4 KB without a session, 0.8 KB after one, 2.3 KB after 5, 11.9 KB after 30,
-and no more than 12.7 KB.
+12 + 384 * 32 = 12,300 at the defaults. What a server keeps is 12 bytes and 384 a session of the day, and a bit for each 4 bytes;
+at the defaults, beside the history: nothing before the first session, 0.5 KB after one, 2.0 KB after 5, 11.9 KB after 30, and no
+more than 12.7 KB.
 
 **When feedback is late, or never comes.** A decision counts what has been reported until then. A session that is never reported
 is not in the past and takes nothing from R. Sessions reported out of order are subtracted all the same, whatever the order; what

@@ -159,9 +159,23 @@ def test_packed_records_are_small_and_exact() -> None:
         unpack([values[3], None, values[2]], LAYOUT)
         == np.concatenate([records[[3]], LAYOUT.blank, records[[2]]])
     ).all()
-    assert len(values[0]) < 250 < LAYOUT.dtype.itemsize
+    assert len(values[0]) == 6 and max(map(len, values)) < LAYOUT.dtype.itemsize
+    assert unpack(pack(records[:0], LAYOUT), LAYOUT).shape == (0,)
     with pytest.raises(ValueError):
         unpack([b"\x01\x00\x00\x00abcd"], LAYOUT)
+    with pytest.raises(ValueError):
+        unpack([values[2][:-4]], LAYOUT)
+
+
+def test_records_packed_with_all_their_bits_are_read_too() -> None:
+    records = np.repeat(LAYOUT.blank, 3)
+    records["general"][1:, 0] = np.arange(1, 11).reshape(2, 5)
+    words = np.ascontiguousarray(records).view("<u4")
+    difference = words.reshape(3, -1) ^ np.ascontiguousarray(LAYOUT.blank).view("<u4")
+    width = np.array(difference.shape[1], dtype="<u4").tobytes()
+    heads = np.packbits(difference != 0, axis=1, bitorder="little")
+    old = [width + heads[i].tobytes() + row[row != 0].tobytes() for i, row in enumerate(difference)]
+    assert unpack([*old, *pack(records, LAYOUT)], LAYOUT).tobytes() == 2 * records.tobytes()
 
 
 def test_snapshot_brings_everything_back(tmp_path: Path) -> None:
