@@ -9,7 +9,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-TESTS_AT_ONCE ?= 2
 BENCHMARKS ?= data_plane train_iit world
 
 SHELL := /bin/bash
@@ -33,7 +32,7 @@ quickstart: $(BASE)
 	@$(BIN)/plpm quickstart
 
 test: $(DEV)
-	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(DEV)
 	@echo "ruff"         && $(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -51,21 +51,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(_SCRATCH.pop(), ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures they use. Those with Ray run last; and where several processes share the tests, first, and
-    all in one of them: the machine has room for one cluster. A file stays whole, with its fixtures."""
-    shared = hasattr(config, "workerinput")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures they use, and run those with Ray last."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "ray_session" in fixtures:
             item.add_marker("ray")
         if "data_root" in fixtures:
             item.add_marker("realdata")
-        if shared:
-            with_ray = item.get_closest_marker("ray") is not None
-            item.add_marker(pytest.mark.xdist_group("ray" if with_ray else str(item.path)))
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None) != shared)
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
 @pytest.fixture(scope="session")
