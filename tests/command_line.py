@@ -148,3 +148,11 @@ def until(condition: Callable[[], Any], seconds: float) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds} s")
         time.sleep(0.05)
+
+
+def refused(ended: Ended) -> str:
+    """The message of an error raised on purpose: status 2, one message with a hint, no traceback, nothing on stdout."""
+    assert ended.code == 2, f"{ended.code}\n{ended.out}\n{ended.err}"
+    assert ended.err.startswith("error: ") and "\n  hint: " in ended.err
+    assert "Traceback" not in ended.err and not ended.out
+    return ended.err

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plpm_ray.cli.names import take_name
+from plpm_ray.cli.names import run_rows, take_name
 from plpm_ray.cli.summary import Clock, constraint_rows, finish, refuse_foreign
 from plpm_ray.core.config import ConfigSource, config_hash, read_config, validate
 from plpm_ray.core.errors import ConfigError
@@ -100,10 +100,7 @@ def train(config: Path, sets: Sets) -> Any:
         "train done"
         + (" before; nothing was run" if result.finished_before else " (resumed)" if result.resumed else "")
     )
-    rows: dict[str, Any] = {"run": result.run_dir, "bundle": result.bundle_path}
-    if result.finished_before:
-        rows["name"] = take_name(result.run_dir)
-    rows |= {"epochs": result.epochs, "steps": result.steps}
+    rows = run_rows(result) | {"epochs": result.epochs, "steps": result.steps}
     rows |= {"samples": result.samples, "seconds": round(result.seconds, 2)}
     rows |= {f"valid {k}": v for k, v in result.metrics.items()}
     _print(rows | constraint_rows(result.run_dir))
@@ -115,13 +112,10 @@ def _train_navigator(settings: Any, source: ConfigSource) -> Any:
 
     result = train_navigator(settings, source)
     print("train done" + (" before; nothing was run" if result.finished_before else ""))
-    rows: dict[str, Any] = {"run": result.run_dir, "bundle": result.bundle_path}
     for role, path in result.parts.items():
         if role not in settings.parts or settings.parts[role].bundle is None:
             take_name(path.parent)  # some of them may have been finished before
-    if result.finished_before:
-        rows["name"] = take_name(result.run_dir)
-    rows |= {f"part {role}": path.parent for role, path in result.parts.items()}
+    rows = run_rows(result) | {f"part {role}": path.parent for role, path in result.parts.items()}
     rows |= {"seconds": round(result.seconds, 2)}
     # those by page stand in the parts' own folders
     rows |= {f"valid {name}": value for name, value in result.metrics.items() if "/" not in name}

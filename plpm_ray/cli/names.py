@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from plpm_ray.core import storage
 
@@ -49,3 +50,9 @@ def take_name(run_dir: Path) -> str:
     if storage.renew(run_dir, _FILES) or find_bundle(name).parent == run_dir:
         return f"{name} means this run"
     return f"{name} means another run, as files of this one cannot be touched; give the folder itself"
+
+
+def run_rows(result: Any) -> dict[str, Any]:
+    """Rows of a summary that say where a run lies; one that had finished before takes its name again."""
+    name = {"name": take_name(result.run_dir)} if result.finished_before else {}
+    return {"run": result.run_dir, "bundle": result.bundle_path, **name}
